@@ -1,0 +1,376 @@
+"""Every option of the library, one model per room; each default lives here and nowhere else.
+
+A run is described by one `RunConfig`: a YAML file, then command-line options over it
+(``--grpo.group_size 16``). Unknown keys are refused. Never imports mlx.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Field(gt=0)
+
+
+class Room(BaseModel):
+    """Options of one room: typed, frozen, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+
+class GrammarConfig(Room):
+    """Posts made from a small grammar, for a quickstart that needs no data."""
+
+    train_posts: int = Field(default=1200, gt=0)
+    """Posts made for training."""
+    evaluation_posts: int = Field(default=100, gt=0)
+    """Posts made for evaluation; none of them is among the training posts."""
+
+
+class DataConfig(Room):
+    """Documents -> examples."""
+
+    train: str | None = None
+    """A .jsonl, .csv or .parquet file, or the name of a Hugging Face dataset."""
+    evaluation: str | None = None
+    """The same for held-out rows; evaluation is skipped without it."""
+    train_split: str = "train"
+    """Split of a Hugging Face dataset to train on."""
+    evaluation_split: str = "validation"
+    """Split of a Hugging Face dataset to evaluate on."""
+    grammar: GrammarConfig | None = None
+    """Make posts from a small grammar instead of reading files."""
+    document_column: str = "document"
+    """Column that holds the text to summarise."""
+    reference_column: str = "summary"
+    """Column that holds the summary a person wrote."""
+    id_column: str | None = None
+    """Column that names a row; file and line number otherwise."""
+    instruction: str = "Summarize the following text in {target_length} tokens.\n\n{document}"
+    """The user's turn; {document}, {target_length} and any column's name in braces are filled in."""
+    system: str | None = None
+    """The system prompt, if any."""
+    chat_template: Literal["model", "none"] = "model"
+    """`model`: the tokenizer's own chat template. `none`: the instruction as plain text."""
+    max_prompt_tokens: int = Field(default=512, gt=0)
+    """A longer prompt loses the end of its document, never any of its template."""
+    train_rows: int | None = Field(default=None, gt=0)
+    """Read only the first rows."""
+    evaluation_rows: int | None = Field(default=200, gt=0)
+    """Evaluate on the first rows only; null takes all."""
+    max_unusable_share: float = Field(default=0.05, ge=0, le=1)
+    """Stop when a larger share of rows than this cannot be used."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if "{document}" not in self.instruction:
+            raise ValueError("data.instruction must contain {document}, where the text to summarise goes")
+        if self.grammar is not None and (self.train or self.evaluation):
+            raise ValueError("data.grammar makes its own rows: leave out data.train and data.evaluation, or data.grammar")
+        return self
+
+
+class LoraConfig(Room):
+    """Low-rank adapters (LoRA, Hu et al. 2021; DoRA, Liu et al. 2024)."""
+
+    rank: int = Field(default=8, gt=0)
+    """Inner size of the update."""
+    alpha: float = Field(default=16.0, gt=0)
+    """The update is multiplied by alpha / rank."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout on the adapter's input. Above 0 the ratio is noisy, since rollouts are sampled without it."""
+    layers: int = -1
+    """How many of the last blocks get adapters; -1 means all."""
+    keys: tuple[str, ...] | None = None
+    """Names of linear layers inside a block, as `self_attn.q_proj`; null means all of them."""
+
+    @property
+    def scale(self) -> float:
+        """alpha / rank, the factor that mlx-lm calls scale."""
+        return self.alpha / self.rank
+
+
+class TinyModelConfig(Room):
+    """A tiny model made on the spot, with a tokenizer trained on the training texts."""
+
+    vocabulary: int = Field(default=512, ge=300)
+    hidden_size: int = Field(default=128, gt=0)
+    layers: int = Field(default=3, gt=0)
+    heads: int = Field(default=4, gt=0)
+    context: int = Field(default=512, gt=0)
+
+
+class PolicyConfig(Room):
+    """The model that is trained."""
+
+    model: str | None = None
+    """A local folder or a Hugging Face id."""
+    tiny: TinyModelConfig | None = None
+    """Make a tiny random model instead; it needs `sft` to learn anything."""
+    adapter: str | None = None
+    """Adapter folder to start from; its own rank and layers are used."""
+    tuning: Literal["full", "lora", "dora"] = "lora"
+    """Train every parameter (embeddings too), or low-rank adapters."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Type of the weights. Losses and log-probabilities are float32 in any case."""
+    lora: LoraConfig = LoraConfig()
+    gradient_checkpointing: bool = False
+    """Recompute each layer in the backward pass: less memory, about a third more time."""
+    trust_remote_code: bool = False
+    """Run Python that a model folder brings along."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.model is None) == (self.tiny is None):
+            raise ValueError("give exactly one of policy.model (a folder or hub id) and policy.tiny (make one)")
+        return self
+
+
+class SamplingConfig(Room):
+    """How completions are drawn in training."""
+
+    temperature: float = Field(default=1.0, gt=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=0, ge=0)
+    """0 switches the filter off."""
+    max_tokens: int = Field(default=96, gt=1)
+    """Most tokens of a completion, the stop token counted."""
+    max_rows: int = Field(default=64, gt=0)
+    """Completions that the local sampler decodes at once; more need more memory."""
+
+
+class LengthConfig(Room):
+    """The length that is asked for. Only tokens count here; the stop token does not."""
+
+    target: int = Field(default=64, gt=0)
+    tolerance: int = Field(default=5, ge=0)
+    """A completion is within when it stopped by itself and |length - target| <= tolerance."""
+
+
+class GateConfig(Room):
+    """A condition on another reward of the same stage."""
+
+    reward: str
+    """Name of the reward that must be met."""
+    at_least: float = 1.0
+    """The value from which it counts as met."""
+    otherwise: float = 0.0
+    """What the gated reward is worth where the condition is not met."""
+
+
+class RewardConfig(Room):
+    """One reward: what it is, what it weighs, when it counts."""
+
+    kind: Literal["length", "within", "rougeL", "function"]
+    """`function` calls your own Python, see `function`."""
+    name: str = ""
+    """Its name in metrics and gates; the kind, or the function's name, otherwise."""
+    function: str | None = None
+    """`package.module:function` or `path/to/file.py:function` with the signature
+    f(prompts, completions, **columns) -> list[float | None]."""
+    completions_as: Literal["text", "messages"] = "text"
+    """How your function gets prompts and completions: strings, or lists of chat messages."""
+    weight: float = 1.0
+    """0 logs the reward without training on it."""
+    gate: GateConfig | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.kind == "function") != (self.function is not None):
+            raise ValueError("a reward needs `function: module:name` exactly when its kind is `function`")
+        return self
+
+    @property
+    def label(self) -> str:
+        """Its name in metrics and gates."""
+        return self.name or (self.function.rpartition(":")[2] if self.function else self.kind)
+
+
+class OptimizerConfig(Room):
+    """AdamW (Loshchilov and Hutter 2019) with bias correction, moments in float32."""
+
+    learning_rate: float = Field(default=1e-5, gt=0)
+    betas: tuple[float, float] = (0.9, 0.99)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled; on matrices only."""
+    rounding: Literal["stochastic", "nearest"] = "stochastic"
+    """How an update is written into bfloat16 weights; `nearest` loses most of a small one."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Shape of the learning rate after warm-up; `linear` and `cosine` end at `final_share` of it."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps over which the learning rate rises from 0."""
+    final_share: float = Field(default=0.0, ge=0, le=1)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients with a larger global norm are scaled down to it."""
+    max_bad_steps: int = Field(default=5, gt=0)
+    """Stop after this many steps in a row with a loss or gradient that is not finite."""
+
+
+class SftConfig(Room):
+    """Supervised fine-tuning on the references, before any reinforcement."""
+
+    steps: int = Field(default=200, gt=0)
+    batch_size: int = Field(default=16, gt=0)
+    """Examples per step."""
+    micro_batch_rows: int = Field(default=16, gt=0)
+    """Rows in one forward and backward pass; the gradient is the same whatever it is."""
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4)
+
+
+class GrpoConfig(Room):
+    """Group relative policy optimisation (Shao et al. 2024, arXiv:2402.03300) and its relatives."""
+
+    prompts_per_step: int = Field(default=4, gt=0)
+    group_size: int = Field(default=8, ge=2)
+    """Completions per prompt; a group of 1 has nothing to be compared with."""
+    loss: Literal["grpo", "bnpo", "dr_grpo", "dapo", "gspo"] = "dapo"
+    """How token losses are added up; see mlx_sumrl.training.loss."""
+    epsilon_low: float = Field(default=0.2, gt=0, lt=1)
+    """The ratio is clipped below 1 - epsilon_low."""
+    epsilon_high: float | None = Field(default=None, gt=0)
+    """The ratio is clipped above 1 + epsilon_high; null means epsilon_low, and 0.28 for dapo."""
+    correction: Literal["clip", "truncate", "mask", "none"] = "clip"
+    """What is done with a ratio far from 1: PPO's clip, a weight capped above, or left out."""
+    ratio_level: Literal["token", "sequence"] | None = None
+    """Ratio per token or per completion (its geometric mean); null means token, and sequence for gspo."""
+    truncate_at: float = Field(default=2.0, gt=1)
+    """Cap of the weight for `truncate`; `mask` leaves out ratios outside [1 / truncate_at, truncate_at]."""
+    beta: float = Field(default=0.0, ge=0)
+    """Weight of the KL to the reference; 0 loads no reference."""
+    kl: Literal["k2", "k3", "k3_weighted"] = "k3_weighted"
+    """Estimator put in the loss; `k3` alone has the gradient of the forward KL, the others of the reverse."""
+    scale_advantages: Literal["group", "none"] = "group"
+    """Divide a group's advantages by its standard deviation, or not; dr_grpo never does."""
+    normalize_rewards: Literal["sum", "each"] = "sum"
+    """Normalise the weighted sum within the group, or each reward by itself before they are summed."""
+    updates_per_rollout: int = Field(default=1, gt=0)
+    """Optimiser steps on the same completions."""
+    micro_batch_rows: int = Field(default=16, gt=0)
+    """Completions in one forward and backward pass; the gradient is the same whatever it is."""
+
+
+class UntilConfig(Room):
+    """Move on early: `metric` has been at least `at_least` for `steps` steps in a row."""
+
+    metric: str = "length/within"
+    at_least: float
+    steps: int = Field(default=5, gt=0)
+
+
+class StageConfig(Room):
+    """One stage of a curriculum."""
+
+    name: str
+    steps: int = Field(gt=0)
+    """Steps at most."""
+    rewards: tuple[RewardConfig, ...] = Field(min_length=1)
+    until: UntilConfig | None = None
+    """Move on before `steps` once a metric is good enough."""
+    learning_rate: float | None = Field(default=None, gt=0)
+    """The run's own otherwise."""
+    optimizer: Literal["fresh", "kept"] = "kept"
+    """Start with empty moments, or go on with those of the stage before."""
+    reference: Literal["fresh", "kept"] = "kept"
+    """KL to the policy as this stage found it, or to that of the stage before."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        labels = [reward.label for reward in self.rewards]
+        for label in labels:
+            if labels.count(label) > 1:
+                raise ValueError(f"stage {self.name!r} has two rewards named {label!r}; give one another `name`")
+        for reward in self.rewards:
+            if reward.gate and reward.gate.reward not in labels:
+                raise ValueError(
+                    f"stage {self.name!r}: the gate of {reward.label!r} names {reward.gate.reward!r}, "
+                    f"which is not among its rewards ({', '.join(labels)}); add it, with weight 0 if it is only a gate"
+                )
+        return self
+
+
+class CheckpointConfig(Room):
+    """When the run is saved."""
+
+    every: int = Field(default=10, gt=0)
+    """Steps between checkpoints."""
+    keep: int = Field(default=2, gt=0)
+    """Checkpoints kept; older ones are removed once a newer one is whole."""
+
+
+class ReportingConfig(Room):
+    """What the run writes down."""
+
+    rollouts_every: int = Field(default=10, gt=0)
+    """Steps between records of prompts, completions and rewards in rollouts.jsonl."""
+    rollout_groups: int = Field(default=1, gt=0)
+    """Groups written each time."""
+
+
+class EvaluationConfig(Room):
+    """How the policy is evaluated before, between and after the stages: greedily."""
+
+    batch_size: int = Field(default=32, gt=0)
+    """Prompts decoded at once."""
+    samples: int = Field(default=3, ge=0)
+    """Sample summaries shown at the end."""
+    length_matched_baseline: bool = False
+    """Also evaluate the untrained policy made to write exactly `length.target` tokens."""
+
+
+class ExportConfig(Room):
+    """What is written to export/ when the run ends."""
+
+    fused: bool = True
+    """A model folder that mlx-lm and Hugging Face tokenizers load."""
+    adapter: bool = True
+    """With lora or dora: an mlx_lm adapter folder, and a PEFT one (LoRA only)."""
+
+
+class RunConfig(Room):
+    """A whole run."""
+
+    name: str = Field(default="grpo", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Folder below `runs_dir`; a folder that holds another run is refused."""
+    runs_dir: Path = Path("runs")
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """One seed gives one run, bit for bit, on one machine."""
+    policy: PolicyConfig
+    data: DataConfig = DataConfig()
+    length: LengthConfig = LengthConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    sft: SftConfig | None = None
+    grpo: GrpoConfig = GrpoConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    stages: tuple[StageConfig, ...] = ()
+    """The curriculum; each recipe brings its own when this is left out."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    reporting: ReportingConfig = ReportingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    export: ExportConfig = ExportConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        longest = self.length.target + self.length.tolerance + 1
+        if self.length.target + 1 > self.sampling.max_tokens:
+            raise ValueError(
+                f"length.target {self.length.target} can never be reached with sampling.max_tokens "
+                f"{self.sampling.max_tokens}: raise it to at least {longest} (target, tolerance and the stop token)"
+            )
+        if self.data.train is None and self.data.grammar is None:
+            raise ValueError("data.train is missing: name a .jsonl, .csv or .parquet file, or a Hugging Face dataset")
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two stages have the same name ({', '.join(names)}); give each its own")
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.runs_dir / self.name
+
+    def to_json(self) -> dict[str, Any]:
+        """Every resolved option as plain JSON values."""
+        return self.model_dump(mode="json")

@@ -1,0 +1,1 @@
+"""Length pass rate and overlap with references, on held-out rows."""

@@ -1,0 +1,1 @@
+"""The model being trained: loading, full / LoRA / DoRA, log-probabilities, export."""

@@ -1,0 +1,1 @@
+"""Completion -> numbers: length, overlap, your own function; how they are weighed and gated."""

@@ -1,0 +1,20 @@
+"""What a completion is, the `Sampler` protocol, and the local MLX sampler (loaded only when asked for)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mlx_sumrl.rollouts.types import Completion, FinishReason, Group, Sampler, Sampling
+
+if TYPE_CHECKING:
+    from mlx_sumrl.rollouts.local import LocalSampler as LocalSampler
+
+__all__ = ["Completion", "FinishReason", "Group", "LocalSampler", "Sampler", "Sampling"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "LocalSampler":  # the only one that needs mlx
+        from mlx_sumrl.rollouts.local import LocalSampler
+
+        return LocalSampler
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

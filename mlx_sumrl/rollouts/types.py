@@ -1,0 +1,77 @@
+"""What a completion is, and what every sampler promises. Never imports mlx: the cluster layer stands on it.
+
+Invariant: a `Group` belongs to exactly one `Example`, and its completions are answers to that example's
+``prompt_ids`` and to nothing else; a sampler returns the groups in the order it was given the examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from mlx_sumrl.data.example import Example
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One sampled answer, exactly as sampled. Training uses the ids only; the text is for rewards and people."""
+
+    token_ids: tuple[int, ...]
+    """Sampled ids, the stop token included when there is one."""
+    logprobs: tuple[float, ...]
+    """Natural log-probability of each id under the distribution it was drawn from (temperature and filters in)."""
+    finish_reason: FinishReason
+    """``stop``: the last id is a stop token. ``length``: cut at ``max_tokens``."""
+    policy_version: int
+    """Version of the policy that sampled it."""
+    text: str
+    """The ids decoded without special tokens."""
+
+    @property
+    def length(self) -> int:
+        """Generated tokens without the stop token: the unit in which lengths are asked for."""
+        return len(self.token_ids) - (self.finish_reason == "stop")
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """All completions of one prompt in one step."""
+
+    example: Example
+    completions: tuple[Completion, ...]
+
+    @property
+    def policy_version(self) -> int:
+        """The oldest version any of its completions was sampled under."""
+        return min(completion.policy_version for completion in self.completions)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are drawn: logits / temperature, then top-k, then top-p (the order vLLM uses)."""
+
+    temperature: float = 1.0
+    """0 takes the most likely token; the log-probabilities are then those at temperature 1."""
+    top_p: float = 1.0
+    top_k: int = 0
+    """0 switches the filter off."""
+    max_tokens: int = 128
+    """Most tokens generated, the stop token counted."""
+    min_tokens: int = 0
+    """Stop tokens are forbidden before this many tokens."""
+
+
+class Sampler(Protocol):
+    """Draws completions. A local one and one behind HTTP are the same to the training loop."""
+
+    def sample(
+        self, examples: Sequence[Example], group_size: int, sampling: Sampling, seed: int
+    ) -> list[Group]:
+        """One group of ``group_size`` completions per example, in the order of ``examples``.
+
+        The same seed, examples and policy give the same groups.
+        """
+        ...

@@ -1,0 +1,1 @@
+"""SFT, advantages, the GRPO loss, the optimiser, the curriculum, the loop, checkpoints."""

@@ -359,11 +359,11 @@ class RunConfig(Room):
                 f"length.target {self.length.target} can never be reached with sampling.max_tokens "
                 f"{self.sampling.max_tokens}: raise it to at least {longest} (target, tolerance and the stop token)"
             )
-        if self.data.train is None and self.data.grammar is None:
-            raise ValueError("data.train is missing: name a .jsonl, .csv or .parquet file, or a Hugging Face dataset")
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
             raise ValueError(f"two stages have the same name ({', '.join(names)}); give each its own")
+        if "sft" in names:
+            raise ValueError("a stage cannot be named 'sft': that is the supervised phase before the stages")
         return self
 
     @property

@@ -1,1 +1,22 @@
 """Completion -> numbers: length, overlap, your own function; how they are weighed and gated."""
+
+from mlx_sumrl.rewards.function import FunctionReward, load_function
+from mlx_sumrl.rewards.length import LengthReward, WithinReward, is_within, length_reward
+from mlx_sumrl.rewards.overlap import RougeLReward, RougeTokenizer
+from mlx_sumrl.rewards.reward import Reward
+from mlx_sumrl.rewards.scoring import RewardSet, Scores, build_rewards
+
+__all__ = [
+    "FunctionReward",
+    "LengthReward",
+    "Reward",
+    "RewardSet",
+    "RougeLReward",
+    "RougeTokenizer",
+    "Scores",
+    "WithinReward",
+    "build_rewards",
+    "is_within",
+    "length_reward",
+    "load_function",
+]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mlx_sumrl.rollouts.types import Completion, FinishReason, Group, Sampler, Sampling
+from mlx_sumrl.rollouts.types import Completion, FinishReason, Group, Sampler, Sampling, TrainingSampler
 
 if TYPE_CHECKING:
     from mlx_sumrl.rollouts.local import LocalSampler as LocalSampler
 
-__all__ = ["Completion", "FinishReason", "Group", "LocalSampler", "Sampler", "Sampling"]
+__all__ = ["Completion", "FinishReason", "Group", "LocalSampler", "Sampler", "Sampling", "TrainingSampler"]
 
 
 def __getattr__(name: str) -> Any:

@@ -75,3 +75,11 @@ class Sampler(Protocol):
         The same seed, examples and policy give the same groups.
         """
         ...
+
+
+class TrainingSampler(Sampler, Protocol):
+    """A sampler that follows the policy as it is trained."""
+
+    def publish(self, policy_version: int) -> None:
+        """Sample from the policy as it is now, and stamp completions with this version."""
+        ...

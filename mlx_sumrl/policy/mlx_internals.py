@@ -1,0 +1,307 @@
+"""Everything that touches mlx-lm's internals: this module is the only one that does.
+
+mlx-lm renames things between minor versions; what is used of it here is what pyproject.toml pins. Callers see
+five things: a model folder loaded, the backbone apart from the head, linear layers turned into adapters, a
+prompt's cache spread over a batch of completions, and layers that are recomputed in the backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_unflatten
+from mlx_lm.models.cache import ArraysCache, KVCache, make_prompt_cache
+from mlx_lm.tuner.dora import DoRALinear
+from mlx_lm.tuner.lora import LoRALinear
+from mlx_lm.tuner.utils import linear_to_lora_layers
+from mlx_lm.utils import load_model as mlx_lm_load_model
+
+from mlx_sumrl.errors import UserError
+
+ADAPTER_MODULES = (LoRALinear, DoRALinear)
+ADAPTER_LEAVES = ("lora_a", "lora_b", "m")
+LINEAR_MODULES = (nn.Linear, nn.QuantizedLinear)
+
+
+def load_weights(folder: Path, config: dict[str, Any], trust_remote_code: bool) -> nn.Module:
+    """The model of a local folder, with ``config`` in place of what its config.json says."""
+    try:
+        model, _ = mlx_lm_load_model(folder, model_config=config, trust_remote_code=trust_remote_code)
+    except (ValueError, FileNotFoundError, KeyError, TypeError) as error:
+        raise UserError(f"the model in {folder} cannot be loaded: {_first_line(error)}") from error
+    loaded: nn.Module = model
+    return loaded
+
+
+def new_model(config: dict[str, Any]) -> nn.Module:
+    """A model of this config with random weights drawn from mx.random."""
+    from mlx_lm.utils import _get_classes
+
+    model_class, args_class = _get_classes(config)
+    model: nn.Module = model_class(args_class.from_dict(config))
+    return model
+
+
+def backbone(model: nn.Module, tokens_BL: mx.array, cache: Sequence[Any] | None = None) -> mx.array:
+    """Final hidden states [B, L, D], after the last norm and before the head."""
+    hidden: mx.array = model.model(tokens_BL, cache=cache)
+    return hidden
+
+
+def head(model: nn.Module, hidden: mx.array) -> mx.array:
+    """Logits [..., V] in float32 of hidden states [..., D].
+
+    The product itself is done in float32: rounded to bfloat16, a logit near 20 is off by up to 0.06.
+    """
+    hidden = hidden.astype(mx.float32)
+    logits: mx.array = (
+        model.lm_head(hidden) if "lm_head" in model else model.model.embed_tokens.as_linear(hidden)
+    )
+    return logits.astype(mx.float32)
+
+
+def head_weights(model: nn.Module) -> dict[str, Any]:
+    """The trainable weights that `head` uses, as a tree for ``model.update``."""
+    if "lm_head" in model:
+        return {"lm_head": model.lm_head.trainable_parameters()}
+    return {"model": {"embed_tokens": model.model.embed_tokens.trainable_parameters()}}
+
+
+def check_split(model: nn.Module, source: str) -> None:
+    """Make sure that head after backbone is the model itself, for families that were not tested too.
+
+    Raises `UserError` naming ``source`` otherwise.
+    """
+    tokens = mx.array([[0, 1, 2, 3]])
+    try:
+        split = head(model, backbone(model, tokens))
+        whole = model(tokens).astype(mx.float32)
+        largest = mx.abs(whole).max().item()
+        difference = mx.abs(split - whole).max().item()
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{source}: this model family is not supported ({_first_line(error)}); "
+            "tested families: qwen2, qwen3, llama, phi3, lfm2"
+        ) from error
+    if not difference <= 0.05 * (1 + largest):
+        raise UserError(
+            f"{source}: this model family does more after its last norm than a head (scaling or capping of "
+            "logits) and is not supported; tested families: qwen2, qwen3, llama, phi3, lfm2"
+        )
+
+
+def linear_names(model: nn.Module) -> list[str]:
+    """Names, inside a block, of the linear layers that can get adapters, sorted."""
+    return sorted(
+        {name for layer in model.layers for name, module in layer.named_modules() if isinstance(module, LINEAR_MODULES)}
+    )
+
+
+def add_adapters(
+    model: nn.Module, *, rank: int, scale: float, dropout: float, layers: int, keys: Sequence[str], dora: bool
+) -> None:
+    """Turn linear layers of the last ``layers`` blocks (-1: all) into LoRA or DoRA layers, in place."""
+    linear_to_lora_layers(
+        model,
+        layers,
+        {"rank": rank, "scale": scale, "dropout": dropout, "keys": list(keys)},
+        use_dora=dora,
+    )
+
+
+def adapter_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """(path, LoRA or DoRA layer) pairs, in the model's order."""
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, ADAPTER_MODULES)]
+
+
+@contextmanager
+def adapters_off(model: nn.Module) -> Iterator[None]:
+    """Inside, the model computes what it did before it got adapters; no weights are copied."""
+    adapters = adapter_modules(model)
+    model.update_modules(tree_unflatten([(name, module.linear) for name, module in adapters]))
+    try:
+        yield
+    finally:
+        model.update_modules(tree_unflatten(adapters))
+
+
+def fused_weights(model: nn.Module) -> dict[str, mx.array]:
+    """All weights by their names in the base model, adapters merged in; the model itself is not changed."""
+    fused: dict[str, mx.array] = {}
+    covered: set[str] = set()
+    for name, module in adapter_modules(model):
+        covered.add(name + ".")
+        for leaf, array in tree_flatten(module.fuse().parameters()):
+            fused[f"{name}.{leaf}"] = array
+    for name, array in tree_flatten(model.parameters()):
+        if not any(name.startswith(prefix) for prefix in covered):
+            fused[name] = array
+    return fused
+
+
+def hugging_face_layout(weights: dict[str, mx.array], family: str) -> dict[str, mx.array]:
+    """The same weights as Hugging Face lays them out: lfm2's convolutions are [C, 1, K] there, [C, K, 1] in MLX."""
+    if family != "lfm2":
+        return weights
+    return {
+        name: mx.swapaxes(array, 1, 2) if name.endswith("conv.conv.weight") else array
+        for name, array in weights.items()
+    }
+
+
+class BatchCache:
+    """Keys and values of one attention layer for a batch of completions whose prompts differ in length.
+
+    Prompts are padded on the left to the longest, so that every row's next token goes to the same column; a row's
+    own position counts from its own first token. Room for the whole completion is taken at once.
+    """
+
+    def __init__(self, prompts: Sequence[KVCache], repeats: int, room: int) -> None:
+        lengths = [cache.offset for cache in prompts]
+        longest = max(lengths)
+
+        def lay_out(which: str) -> mx.array:
+            rows = []
+            for cache, length in zip(prompts, lengths, strict=True):
+                array = getattr(cache, which)[..., :length, :]
+                padded = mx.pad(array, [(0, 0), (0, 0), (longest - length, room), (0, 0)])
+                rows.append(mx.repeat(padded, repeats, axis=0))
+            return mx.concatenate(rows, axis=0)
+
+        self.keys, self.values = lay_out("keys"), lay_out("values")
+        self.filled = longest
+        padding = [longest - length for length in lengths for _ in range(repeats)]
+        self.padding_B = mx.array(padding) if any(padding) else None
+
+    @property
+    def offset(self) -> mx.array | int:
+        """Position of the next token in each row."""
+        return self.filled if self.padding_B is None else self.filled - self.padding_B
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Append keys and values [B, H, 1, D]; all of them so far, padding included."""
+        end = self.filled + keys.shape[2]
+        self.keys[..., self.filled : end, :] = keys
+        self.values[..., self.filled : end, :] = values
+        self.filled = end
+        return self.keys[..., :end, :], self.values[..., :end, :]
+
+    def make_mask(self, n: int, return_array: bool = False, window_size: int | None = None) -> mx.array | None:
+        """Which columns a row may see: all but its own padding."""
+        if window_size is not None or n != 1:
+            raise NotImplementedError("sampling goes one token at a time and without a sliding window")
+        if self.padding_B is None:
+            return None
+        return mx.arange(self.filled + n)[None, None, None, :] >= self.padding_B[:, None, None, None]
+
+    def keep(self, rows: mx.array) -> None:
+        """Go on with these rows only."""
+        self.keys, self.values = self.keys[rows], self.values[rows]
+        if self.padding_B is not None:
+            self.padding_B = self.padding_B[rows]
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        """What has to be evaluated with each step."""
+        return [self.keys, self.values]
+
+
+class BatchState:
+    """State of one convolution layer for a batch of completions; a row's state does not depend on padding."""
+
+    lengths = None
+
+    def __init__(self, prompts: Sequence[ArraysCache], repeats: int) -> None:
+        self.state = [
+            mx.concatenate([mx.repeat(cache[i], repeats, axis=0) for cache in prompts], axis=0)
+            for i in range(len(prompts[0].cache))
+        ]
+
+    def __getitem__(self, index: int) -> mx.array:
+        return self.state[index]
+
+    def __setitem__(self, index: int, value: mx.array) -> None:
+        self.state[index] = value
+
+    def advance(self, n: int) -> None:
+        """Nothing to count: the state has no positions."""
+
+    def make_mask(self, n: int) -> None:
+        """No row has padding."""
+
+    def keep(self, rows: mx.array) -> None:
+        """Go on with these rows only."""
+        self.state = [array[rows] for array in self.state]
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        """What has to be evaluated with each step."""
+        return self.state
+
+
+def prompt_cache(model: nn.Module) -> list[KVCache | ArraysCache]:
+    """An empty cache for one prompt. Raises `UserError` for a family with caches of another kind."""
+    caches = make_prompt_cache(model)
+    for cache in caches:
+        if type(cache) not in (KVCache, ArraysCache):
+            raise UserError(f"a model with a {type(cache).__name__} (sliding windows) cannot be sampled from here")
+    return list(caches)
+
+
+def spread(
+    prompts: Sequence[Sequence[KVCache | ArraysCache]], repeats: int, room: int
+) -> list[BatchCache | BatchState]:
+    """Caches of P prompts, each filled once, as caches of P x ``repeats`` rows with ``room`` more tokens."""
+    spread_caches: list[BatchCache | BatchState] = []
+    for layer in zip(*prompts, strict=True):
+        if isinstance(layer[0], KVCache):
+            spread_caches.append(BatchCache(layer, repeats, room))
+        else:
+            spread_caches.append(BatchState(layer, repeats))
+    return spread_caches
+
+
+@contextmanager
+def checkpointed_layers(model: nn.Module, active: bool) -> Iterator[None]:
+    """Inside, each block keeps only its input for the backward pass and computes the rest again.
+
+    The blocks' class is changed for the time being and put back at the end, whatever happens; entering twice
+    raises RuntimeError rather than recomputing twice.
+    """
+    if not active:
+        yield
+        return
+    classes = {type(layer) for layer in model.layers}
+    originals: dict[type, Callable[..., Any]] = {}
+    for cls in classes:
+        original = cls.__call__
+        if getattr(original, "recomputes", False):
+            raise RuntimeError(f"{cls.__name__} is checkpointed already")
+        originals[cls] = original
+        cls.__call__ = _recomputing(original)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for cls, original in originals.items():
+            cls.__call__ = original  # type: ignore[method-assign]
+
+
+def _recomputing(original: Callable[..., Any]) -> Callable[..., Any]:
+    def call(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        def forward(parameters: Any, *args: Any, **kwargs: Any) -> Any:
+            layer.update(parameters)
+            return original(layer, *args, **kwargs)
+
+        return mx.checkpoint(forward)(layer.trainable_parameters(), *args, **kwargs)
+
+    call.recomputes = True  # type: ignore[attr-defined]
+    return call
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,100 @@
+"""`Policy`: a model, its tokenizer, and which of its weights are trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_unflatten
+
+from mlx_sumrl.config import PolicyConfig
+from mlx_sumrl.policy import mlx_internals
+
+Weights = dict[str, mx.array]
+
+
+@dataclass
+class Policy:
+    """The model being trained.
+
+    Invariant: ``weights()`` are exactly the arrays that the optimiser moves and a checkpoint holds; everything
+    else about the model is as it was loaded.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    """A Hugging Face tokenizer."""
+    config: dict[str, Any]
+    """The model's config.json, reconciled with what mlx-lm reads."""
+    folder: Path
+    """Where it was loaded from."""
+    options: PolicyConfig
+    stop_ids: frozenset[int]
+    """Ids that end a completion."""
+    stop_id: int
+    """The one that supervised training puts at the end of an answer."""
+    context: int | None = None
+    """Most tokens of prompt and completion together, where the config says."""
+    reconciled: bool = False
+    """Whether the folder's own config.json would be misread by mlx-lm; an adapter then needs the fused export."""
+    source: str = ""
+    """What the user called it: a folder or a hub id."""
+    reference: Weights | None = field(default=None, repr=False)
+    """Trainable weights of the reference, or None for the model as it was loaded with its adapters off."""
+
+    @property
+    def vocabulary(self) -> int:
+        """V, the number of logits."""
+        return int(self.config["vocab_size"])
+
+    def weights(self) -> Weights:
+        """The trainable weights by name."""
+        return dict(tree_flatten(self.model.trainable_parameters()))
+
+    def set_weights(self, weights: Weights) -> None:
+        """Replace trainable weights by name; an unknown name or another shape raises ValueError."""
+        current = self.weights()
+        if current.keys() != weights.keys():
+            odd = sorted(current.keys() ^ weights.keys())
+            raise ValueError(f"weights do not fit the policy: {len(odd)} names differ, the first is {odd[0]}")
+        for name, array in weights.items():
+            if array.shape != current[name].shape:
+                raise ValueError(f"weights do not fit the policy: {name} is {array.shape}, not {current[name].shape}")
+        self.model.update(tree_unflatten(list(weights.items())))
+
+    def snapshot(self) -> Weights:
+        """A copy of the trainable weights that later steps do not touch."""
+        copies = {name: mx.array(array) for name, array in self.weights().items()}
+        mx.eval(copies)
+        return copies
+
+    @contextmanager
+    def as_reference(self) -> Iterator[None]:
+        """Inside, the model computes what the reference does, without dropout."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            if self.reference is None:
+                if self.options.tuning == "full":
+                    raise RuntimeError("full training has no reference until a snapshot is set")
+                with mlx_internals.adapters_off(self.model):
+                    yield
+            else:
+                own = self.weights()
+                self.set_weights(self.reference)
+                try:
+                    yield
+                finally:
+                    self.set_weights(own)
+        finally:
+            self.model.train(training)
+
+    def decode(self, token_ids: list[int] | tuple[int, ...]) -> str:
+        """Text of sampled ids, special tokens left out."""
+        text: str = self.tokenizer.decode(list(token_ids), skip_special_tokens=True)
+        return text

@@ -1,0 +1,61 @@
+"""Rewards for the length that was asked for, in generated tokens without the stop token.
+
+Invariant: a completion that did not stop by itself never scores above one that did. Its length is where it
+was cut and not where it chose to end, so hitting the target by being cut there is no merit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlx_sumrl.config import LengthConfig
+from mlx_sumrl.rewards.reward import score_each
+from mlx_sumrl.rollouts.types import Completion, Group
+
+LOWEST = -1.0
+"""The bounded length reward of an empty, an unfinished, or a twice too long completion."""
+
+
+def length_reward(completion: Completion, target: int) -> float:
+    """``-min(|n - target| / target, 1)`` for a finished completion, -1 for an unfinished one.
+
+    In [-1, 0]. Bounded, so that one endless completion cannot drown its group's advantages, and relative to
+    the target, so that the same weight serves any target.
+    """
+    if completion.finish_reason != "stop":
+        return LOWEST
+    # Not -min(...), which would be -0.0 on target and read as such in every log.
+    return max(LOWEST, 0.0 - abs(completion.length - target) / target)
+
+
+def is_within(completion: Completion, length: LengthConfig) -> bool:
+    """It stopped by itself and its length differs from the target by at most the tolerance."""
+    return completion.finish_reason == "stop" and abs(completion.length - length.target) <= length.tolerance
+
+
+@dataclass(frozen=True, slots=True)
+class LengthReward:
+    """`length_reward` of every completion."""
+
+    name: str
+    target: int
+
+    def __call__(self, groups: Sequence[Group]) -> NDArray[np.float64]:
+        """Shape [P, G], values in [-1, 0]."""
+        return score_each(groups, lambda _, completion: length_reward(completion, self.target))
+
+
+@dataclass(frozen=True, slots=True)
+class WithinReward:
+    """1 where a completion is within the length asked for (`is_within`), else 0. The usual gate."""
+
+    name: str
+    length: LengthConfig
+
+    def __call__(self, groups: Sequence[Group]) -> NDArray[np.float64]:
+        """Shape [P, G], values 0 and 1."""
+        return score_each(groups, lambda _, completion: float(is_within(completion, self.length)))

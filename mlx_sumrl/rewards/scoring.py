@@ -1,0 +1,143 @@
+"""The rewards of one stage together: each by itself, gated, weighed, and summed.
+
+Invariant: ``components`` are what each reward said, ungated and unweighed, so that metrics show what happened
+and not what was paid for it; gates and weights act only on what the policy is trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlx_sumrl.config import GateConfig, LengthConfig, RewardConfig, StageConfig
+from mlx_sumrl.rewards.function import FunctionReward, load_function
+from mlx_sumrl.rewards.length import LengthReward, WithinReward
+from mlx_sumrl.rewards.overlap import RougeLReward
+from mlx_sumrl.rewards.reward import Reward, group_shape
+from mlx_sumrl.rollouts.types import Group
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What R rewards gave G completions of each of P prompts. All arrays are float64.
+
+    NaN means that a reward has nothing to say about a completion (a user's function answered None).
+    """
+
+    names: tuple[str, ...]
+    """The R rewards, in the order of the stage; the last axis of the arrays below."""
+    components: dict[str, NDArray[np.float64]]
+    """What each reward said, shape [P, G], before any gate or weight."""
+    gated_PGR: NDArray[np.float64]
+    """The same with gates applied: what a trainer that normalises each reward by itself starts from."""
+    weights_R: NDArray[np.float64]
+    weighted_PGR: NDArray[np.float64]
+    """``weights_R * gated_PGR``: what each reward contributes. NaN is kept; sum it with ``np.nansum``."""
+    total_PG: NDArray[np.float64]
+    """Sum of the contributions, missing ones left out (``nansum``, as in TRL); always finite."""
+
+    @property
+    def unscored(self) -> int:
+        """Completions about which no reward had anything to say; their total is 0."""
+        return int(np.isnan(self.gated_PGR).all(axis=-1).sum())
+
+    def means(self) -> dict[str, float | None]:
+        """Mean of each component over the completions it has a value for; None where it has none."""
+        return {
+            name: None if np.isnan(values_PG).all() else float(np.nanmean(values_PG))
+            for name, values_PG in self.components.items()
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class RewardSet:
+    """The rewards of a stage with their weights and gates."""
+
+    rewards: tuple[Reward, ...]
+    weights: tuple[float, ...]
+    gates: tuple[GateConfig | None, ...]
+    """For each reward the condition under which it counts; a gate names another reward of the set."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(reward.name for reward in self.rewards)
+
+    def score(self, groups: Sequence[Group]) -> Scores:
+        """Score every completion with every reward.
+
+        A gated reward counts where the *raw* value of the reward its gate names is at least ``at_least``, and
+        is worth ``otherwise`` elsewhere; where that value is missing the gate is shut. A reward that is
+        missing itself contributes nothing, gate or no gate. A completion for which all are missing has a
+        total of 0.
+
+        Raises:
+            ValueError: groups of different sizes, or a reward whose answer is not of shape [P, G].
+            UserError: a user's function returned something unusable.
+        """
+        shape = group_shape(groups)
+        components: dict[str, NDArray[np.float64]] = {}
+        for reward in self.rewards:
+            values_PG = np.asarray(reward(groups), dtype=np.float64)
+            if values_PG.shape != shape:
+                raise ValueError(
+                    f"reward {reward.name!r} gave an array of shape {values_PG.shape}, not {shape}"
+                )
+            components[reward.name] = values_PG
+
+        gated_PGR = np.stack(
+            [
+                _gated(components[name], gate, components)
+                for name, gate in zip(self.names, self.gates, strict=True)
+            ],
+            axis=-1,
+        )
+        weights_R = np.asarray(self.weights, dtype=np.float64)
+        weighted_PGR = gated_PGR * weights_R
+        return Scores(
+            names=self.names,
+            components=components,
+            gated_PGR=gated_PGR,
+            weights_R=weights_R,
+            weighted_PGR=weighted_PGR,
+            total_PG=np.nansum(weighted_PGR, axis=-1),
+        )
+
+
+def _gated(
+    values_PG: NDArray[np.float64], gate: GateConfig | None, components: dict[str, NDArray[np.float64]]
+) -> NDArray[np.float64]:
+    if gate is None:
+        return values_PG
+    met_PG = components[gate.reward] >= gate.at_least  # False where the gate's reward is NaN
+    return np.where(met_PG | np.isnan(values_PG), values_PG, gate.otherwise)
+
+
+def build_rewards(stage: StageConfig, length: LengthConfig) -> RewardSet:
+    """The rewards of a stage; users' functions are imported and checked here, not in mid-training.
+
+    Raises:
+        UserError: a user's function cannot be found, imported or called.
+    """
+    return RewardSet(
+        rewards=tuple(_build(reward, length) for reward in stage.rewards),
+        weights=tuple(reward.weight for reward in stage.rewards),
+        gates=tuple(reward.gate for reward in stage.rewards),
+    )
+
+
+def _build(config: RewardConfig, length: LengthConfig) -> Reward:
+    match config.kind:
+        case "length":
+            return LengthReward(config.label, length.target)
+        case "within":
+            return WithinReward(config.label, length)
+        case "rougeL":
+            return RougeLReward(config.label)
+        case "function":
+            assert config.function is not None  # RewardConfig has checked it
+            return FunctionReward(
+                config.label, config.function, load_function(config.function), config.completions_as
+            )

@@ -1,0 +1,148 @@
+"""The local sampler: completions drawn by the policy itself, in this process.
+
+A prompt runs through the model once; its cache is then repeated for the G completions of its group, and the
+groups of several prompts are decoded side by side. Rows that have finished leave the batch.
+
+Invariant: the random numbers of a completion depend on (seed, place of its prompt, its place in the group,
+token position) alone, not on which rows share its batch or when they finish.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_sumrl.data.example import Example
+from mlx_sumrl.policy import mlx_internals
+from mlx_sumrl.policy.policy import Policy
+from mlx_sumrl.rollouts.filters import filtered_logits
+from mlx_sumrl.rollouts.types import Completion, Group, Sampling
+
+BELOW_ONE = 1 - 2.0**-20
+"""Keeps a uniform draw clear of the total after rounding; shifts no probability by more than 1e-6."""
+RETIRE_AT = 0.75
+"""The batch is compacted once no more than this share of its rows is still going."""
+
+
+@dataclass
+class _Row:
+    """One completion as it grows."""
+
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    stopped: bool = False
+
+
+class LocalSampler:
+    """Samples with a `Policy` in this process; implements `Sampler`."""
+
+    def __init__(self, policy: Policy, max_rows: int = 64) -> None:
+        self.policy = policy
+        self.max_rows = max_rows
+        """Completions decoded at once."""
+        self.policy_version = 0
+        """Stamped on every completion."""
+
+    def publish(self, policy_version: int) -> None:
+        """The policy is this process's own, so only the stamp changes."""
+        self.policy_version = policy_version
+
+    def sample(
+        self, examples: Sequence[Example], group_size: int, sampling: Sampling, seed: int
+    ) -> list[Group]:
+        """One group per example, in their order; see `Sampler`."""
+        model = self.policy.model
+        model.eval()
+        keys = mx.random.split(mx.random.key(seed), max(len(examples), 1))
+        at_once = max(1, self.max_rows // group_size)
+        groups: list[Group] = []
+        for start in range(0, len(examples), at_once):
+            part = examples[start : start + at_once]
+            uniforms_BT = mx.concatenate(
+                [
+                    mx.random.uniform(shape=(group_size, sampling.max_tokens), key=keys[start + i])
+                    for i in range(len(part))
+                ]
+            )
+            rows = self._decode(part, group_size, sampling, uniforms_BT)
+            for i, example in enumerate(part):
+                own = rows[i * group_size : (i + 1) * group_size]
+                groups.append(Group(example, tuple(self._completion(row) for row in own)))
+        return groups
+
+    def _completion(self, row: _Row) -> Completion:
+        return Completion(
+            token_ids=tuple(row.token_ids),
+            logprobs=tuple(row.logprobs),
+            finish_reason="stop" if row.stopped else "length",
+            policy_version=self.policy_version,
+            text=self.policy.decode(row.token_ids[:-1] if row.stopped else row.token_ids),
+        )
+
+    def _decode(
+        self, examples: Sequence[Example], group_size: int, sampling: Sampling, uniforms_BT: mx.array
+    ) -> list[_Row]:
+        model = self.policy.model
+        prompt_caches, last_hidden = [], []
+        for example in examples:
+            cache = mlx_internals.prompt_cache(model)
+            hidden = mlx_internals.backbone(model, mx.array([example.prompt_ids]), cache)[:, -1]
+            last_hidden.append(mx.repeat(hidden, group_size, axis=0))
+            prompt_caches.append(cache)
+        caches = mlx_internals.spread(prompt_caches, group_size, sampling.max_tokens)
+        logits_BV = mlx_internals.head(model, mx.concatenate(last_hidden))
+        rows = [_Row() for _ in range(len(examples) * group_size)]
+        going = list(range(len(rows)))  # index into rows of each row of the batch
+        forbidden = np.zeros((1, logits_BV.shape[-1]), np.float32)
+        forbidden[0, sorted(self.policy.stop_ids)] = -np.inf
+        forbid_stops = mx.array(forbidden)
+
+        for position in range(sampling.max_tokens):
+            if position < sampling.min_tokens:
+                logits_BV = logits_BV + forbid_stops
+            tokens_B, logprobs_B = draw(logits_BV, sampling, uniforms_BT[:, position])
+            mx.eval(tokens_B, logprobs_B, *(array for cache in caches for array in cache.arrays))
+            batch_tokens: list[int] = tokens_B.tolist()  # type: ignore[assignment]
+            batch_logprobs: list[float] = logprobs_B.tolist()  # type: ignore[assignment]
+            for index, token, logprob in zip(going, batch_tokens, batch_logprobs, strict=True):
+                row = rows[index]
+                if row.stopped:
+                    continue
+                row.token_ids.append(token)
+                row.logprobs.append(logprob)
+                row.stopped = token in self.policy.stop_ids
+            alive = [i for i, index in enumerate(going) if not rows[index].stopped]
+            if not alive or position + 1 == sampling.max_tokens:
+                break
+            if len(alive) <= RETIRE_AT * len(going):
+                chosen = mx.array(alive)
+                for cache in caches:
+                    cache.keep(chosen)
+                tokens_B, uniforms_BT = tokens_B[chosen], uniforms_BT[chosen]
+                going = [going[i] for i in alive]
+            hidden = mlx_internals.backbone(model, tokens_B[:, None], caches)[:, -1]
+            logits_BV = mlx_internals.head(model, hidden)
+        return rows
+
+
+def draw(logits_BV: mx.array, sampling: Sampling, uniforms_B: mx.array) -> tuple[mx.array, mx.array]:
+    """Token ids [B] and their log-probabilities [B] under the sampling distribution.
+
+    Inverse transform sampling with one uniform number in [0, 1) a row. At temperature 0 the most likely token,
+    with its log-probability at temperature 1.
+    """
+    logits_BV = filtered_logits(
+        logits_BV, temperature=sampling.temperature or 1.0, top_p=sampling.top_p, top_k=sampling.top_k
+    )
+    logprobs_BV = logits_BV - mx.logsumexp(logits_BV, axis=-1, keepdims=True)
+    if sampling.temperature == 0:
+        tokens_B = mx.argmax(logprobs_BV, axis=-1)
+    else:
+        cumulative_BV = mx.cumsum(mx.exp(logprobs_BV), axis=-1)
+        thresholds_B1 = (uniforms_B[:, None] * BELOW_ONE) * cumulative_BV[:, -1:]
+        # The first token whose cumulative probability exceeds the threshold; it has a probability above 0.
+        tokens_B = mx.argmax(cumulative_BV > thresholds_B1, axis=-1)
+    return tokens_B, mx.take_along_axis(logprobs_BV, tokens_B[:, None], axis=-1)[:, 0]

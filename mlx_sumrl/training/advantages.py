@@ -1,0 +1,60 @@
+"""Rewards -> advantages: each completion compared with the others of its group, in float64 numpy.
+
+Invariant: the advantages of a group sum to 0, and a group whose completions all earned the same gives 0
+everywhere; such groups are counted, since they teach nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from mlx_sumrl.config import GrpoConfig
+
+FloatArray = npt.NDArray[np.float64]
+
+SPREAD_FLOOR = 1e-8
+"""Standard deviations up to this are rounding, not a difference between completions."""
+
+
+@dataclass(frozen=True)
+class Advantages:
+    """Advantages of a step's completions."""
+
+    values_PG: FloatArray
+    zero_spread: int
+    """Groups in which every completion earned the same."""
+
+
+def group_advantages(contributions_PGR: FloatArray, weights_R: FloatArray, options: GrpoConfig) -> Advantages:
+    """Advantages [P, G] from weighted rewards [P, G, R] and the weights they were multiplied with.
+
+    ``sum``: A = (r - mean) / std of the summed reward within the group (Shao et al. 2024, eq. 3), without the
+    division for ``dr_grpo`` or ``scale_advantages: none`` (Liu et al. 2025). ``each``: every reward is
+    normalised by itself, then they are added up with their weights (GDPO, arXiv:2601.05242, eq. 4 and 5), so that
+    a reward with a small spread is not drowned by one with a large spread. The standard deviation is the
+    population's. Raises ValueError for rewards that are not finite.
+    """
+    if not np.isfinite(contributions_PGR).all():
+        raise ValueError("rewards must be finite")
+    scale = options.scale_advantages == "group" and options.loss != "dr_grpo"
+    if options.normalize_rewards == "sum":
+        values_PG = _normalized(contributions_PGR.sum(axis=-1), scale)
+    else:
+        # Dividing by the spread takes a weight's size out of a contribution again; it is put back here.
+        sizes_R = np.abs(weights_R) if scale else np.ones_like(weights_R)
+        values_PG = np.sum(
+            [size * _normalized(contributions_PGR[..., r], scale) for r, size in enumerate(sizes_R)], axis=0
+        )
+    return Advantages(values_PG, zero_spread=int((values_PG == 0).all(axis=-1).sum()))
+
+
+def _normalized(rewards_PG: FloatArray, scale: bool) -> FloatArray:
+    centred = rewards_PG - rewards_PG.mean(axis=-1, keepdims=True)
+    spread = rewards_PG.std(axis=-1, keepdims=True)
+    flat = spread <= SPREAD_FLOOR
+    if scale:
+        centred = centred / np.where(flat, 1.0, spread)
+    return np.where(flat, 0.0, centred)

@@ -1,0 +1,138 @@
+"""Checkpoints: everything that a run needs to go on bit for bit, complete or absent.
+
+Invariant: a folder named ``step-000100`` is whole. It is written under another name, flushed to the disk, and then
+renamed in one step; a process killed at any moment leaves either the whole folder or one that no one takes for a
+checkpoint. Older checkpoints are removed only when a newer one is in place.
+
+All randomness of a run is a function of (seed, step), so the state holds counters and no generators.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import mlx.core as mx
+
+from mlx_sumrl.errors import UserError
+from mlx_sumrl.policy.policy import Policy, Weights
+from mlx_sumrl.training.optimizer import AdamW
+
+STEP_FOLDER = re.compile(r"^step-(\d{6,})$")
+UNFINISHED = ".unfinished-"
+
+
+@dataclass
+class TrainState:
+    """Where a run is. Steps count over all phases: supervised fine-tuning and every stage."""
+
+    step: int = 0
+    """Steps finished; also the position in the data and in the sequence of random numbers."""
+    phase: str = ""
+    """Name of the phase going on: ``sft`` or a stage's name."""
+    phase_step: int = 0
+    """Steps finished in it."""
+    phases_done: list[str] = field(default_factory=list)
+    policy_version: int = 0
+    """Updates that moved the policy."""
+    streak: int = 0
+    """Steps in a row that have met the stage's condition to move on."""
+    bad_in_a_row: int = 0
+    bad_total: int = 0
+
+
+def save_checkpoint(folder: Path, state: TrainState, policy: Policy, optimizer: AdamW, keep: int) -> Path:
+    """Write ``step-NNNNNN`` below ``folder`` and remove all but the ``keep`` newest."""
+    folder.mkdir(parents=True, exist_ok=True)
+    final = folder / f"step-{state.step:06d}"
+    unfinished = folder / f"{UNFINISHED}{state.step:06d}-{os.getpid()}"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
+    arrays: dict[str, Weights] = {"policy": policy.weights(), "optimizer": optimizer.state()}
+    if policy.reference is not None:
+        arrays["reference"] = policy.reference
+    digests = {}
+    for name, weights in arrays.items():
+        file = unfinished / f"{name}.safetensors"
+        mx.save_safetensors(str(file), weights)
+        digests[file.name] = _digest(file)
+        _flush(file)
+    record = {"state": asdict(state), "optimizer_count": optimizer.count, "sha256": digests}
+    (unfinished / "state.json").write_text(json.dumps(record, indent=2) + "\n")
+    _flush(unfinished / "state.json")
+    _flush(unfinished)
+    if final.exists():  # the same step again, after a resume that moved no further
+        shutil.rmtree(final)
+    os.replace(unfinished, final)
+    _flush(folder)
+    prune(folder, keep)
+    return final
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Remove all but the ``keep`` newest checkpoints, and what killed processes left behind."""
+    for old in list_checkpoints(folder)[:-keep]:
+        doomed = old.with_name(f"{UNFINISHED}pruned-{old.name}")
+        os.replace(old, doomed)  # gone in one step: never a half checkpoint under a good name
+        shutil.rmtree(doomed, ignore_errors=True)
+    for leftover in folder.glob(f"{UNFINISHED}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Whole checkpoints below ``folder``, oldest first."""
+    if not folder.is_dir():
+        return []
+    return sorted(
+        (path for path in folder.iterdir() if STEP_FOLDER.match(path.name)), key=lambda path: int(path.name[5:])
+    )
+
+
+def load_checkpoint(checkpoint: Path, policy: Policy, optimizer: AdamW) -> TrainState:
+    """Put policy, optimiser and reference back. Raises `UserError` for a checkpoint that is damaged."""
+    try:
+        record = json.loads((checkpoint / "state.json").read_text())
+        known = {f.name for f in fields(TrainState)}
+        state = TrainState(**{key: value for key, value in record["state"].items() if key in known})
+        digests: dict[str, str] = record["sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{checkpoint} is not a checkpoint: {error}") from error
+    for name, digest in digests.items():
+        file = checkpoint / name
+        if not file.is_file() or _digest(file) != digest:
+            raise UserError(
+                f"{file} is not what was saved; remove {checkpoint} to go on from the checkpoint before it"
+            )
+    try:
+        policy.set_weights(_load(checkpoint / "policy.safetensors"))
+    except ValueError as error:
+        raise UserError(f"{checkpoint} does not fit the policy: {error}") from error
+    optimizer.restore(_load(checkpoint / "optimizer.safetensors"), record["optimizer_count"])
+    if "reference.safetensors" in digests:
+        policy.reference = _load(checkpoint / "reference.safetensors")
+    return state
+
+
+def _load(file: Path) -> Weights:
+    arrays = mx.load(str(file))
+    assert isinstance(arrays, dict)
+    mx.eval(arrays)  # read now: the file may be pruned while the run goes on
+    return arrays
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,227 @@
+"""`Trainer`: carries one policy through supervised fine-tuning and the stages of a curriculum.
+
+Invariant: after every step the weights, the optimiser and `TrainState` belong together; a checkpoint is written
+only then, and a run restored from one goes on exactly as if it had never stopped, since all data order and all
+randomness follow from (seed, phase, step).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_sumrl.config import RunConfig, SftConfig, StageConfig
+from mlx_sumrl.data.example import Example
+from mlx_sumrl.data.order import batch_indices
+from mlx_sumrl.policy.policy import Policy
+from mlx_sumrl.reporting.progress import Progress, SilentProgress
+from mlx_sumrl.reporting.run_folder import RunFolder
+from mlx_sumrl.rewards.scoring import build_rewards
+from mlx_sumrl.rollouts.local import LocalSampler
+from mlx_sumrl.rollouts.types import Sampling, TrainingSampler
+from mlx_sumrl.training.advantages import group_advantages
+from mlx_sumrl.training.checkpoints import TrainState, list_checkpoints, load_checkpoint, save_checkpoint
+from mlx_sumrl.training.gradient import BatchGradient
+from mlx_sumrl.training.grpo import grpo_gradient, training_rows
+from mlx_sumrl.training.interrupts import finish_step_on_interrupt
+from mlx_sumrl.training.loss import token_means
+from mlx_sumrl.training.optimizer import AdamW
+from mlx_sumrl.training.rollout_log import Metrics, rollout_metrics, rollout_records
+from mlx_sumrl.training.schedule import learning_rate
+from mlx_sumrl.training.seeds import derived_seed
+from mlx_sumrl.training.sft import sft_gradient
+from mlx_sumrl.training.update import Guard, apply_update
+
+SFT = "sft"
+"""Name of the supervised phase; no stage may have it."""
+
+
+class Trainer:
+    """Trains a policy; with a run folder it also logs, saves and resumes."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        config: RunConfig,
+        *,
+        sampler: TrainingSampler | None = None,
+        run: RunFolder | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.policy = policy
+        self.config = config
+        self.sampler = sampler or LocalSampler(policy, config.sampling.max_rows)
+        self.run = run
+        self.progress = progress or SilentProgress()
+        self.state = TrainState()
+        self.guard = Guard(config.optimizer.max_bad_steps)
+        self.optimizer = AdamW(config.optimizer, derived_seed(config.seed, "rounding"))
+
+    def restore(self) -> bool:
+        """Go on from the run's newest checkpoint; False when it has none yet."""
+        if self.run is None:
+            return False
+        checkpoints = list_checkpoints(self.run.path / "checkpoints")
+        self.run.truncate_after(int(checkpoints[-1].name[5:]) if checkpoints else 0)
+        if not checkpoints:
+            return False
+        self.state = load_checkpoint(checkpoints[-1], self.policy, self.optimizer)
+        self.guard.in_a_row, self.guard.total = self.state.bad_in_a_row, self.state.bad_total
+        self.sampler.publish(self.state.policy_version)
+        return True
+
+    def sft(self, examples: Sequence[Example], options: SftConfig) -> None:
+        """Supervised fine-tuning on the references; does nothing where the run is past it."""
+        # Its own betas and decay hold for this phase only; the stages start with empty moments.
+        self.optimizer.options = options.optimizer
+        if not self._enter(SFT, fresh_optimizer=True):
+            return
+
+        def step() -> Metrics:
+            batch = self._batch(examples, options.batch_size)
+            gradient = sft_gradient(self.policy, batch, options.micro_batch_rows)
+            rate = learning_rate(options.optimizer, self.state.phase_step, options.steps)
+            return dict(self._update(gradient, rate)) | {"tokens": gradient.sums.get("tokens", 0.0)}
+
+        self._steps(SFT, options.steps, step, met=lambda metrics: False)
+
+    def stage(self, stage: StageConfig, examples: Sequence[Example]) -> None:
+        """One stage of GRPO; does nothing where the run is past it."""
+        config, options = self.config, self.config.grpo
+        rewards = build_rewards(stage, config.length)
+        weights_R = np.array([reward.weight for reward in stage.rewards], np.float64)
+        sampling = Sampling(
+            config.sampling.temperature, config.sampling.top_p, config.sampling.top_k, config.sampling.max_tokens
+        )
+        self.optimizer.options = config.optimizer
+        first = not [name for name in self.state.phases_done if name != SFT]
+        fresh_optimizer = stage.optimizer == "fresh" or (first and SFT in self.state.phases_done)
+        if not self._enter(stage.name, fresh_optimizer, fresh_reference=stage.reference == "fresh" or first):
+            return
+
+        def step() -> Metrics:
+            started = time.perf_counter()
+            groups = self.sampler.sample(
+                self._batch(examples, options.prompts_per_step),
+                options.group_size,
+                sampling,
+                derived_seed(config.seed, "rollouts", self.state.step),
+            )
+            sampled = time.perf_counter()
+            scores = rewards.score(groups)
+            advantages = group_advantages(scores.contributions_PGR, weights_R, options)
+            metrics = rollout_metrics(groups, scores, advantages, self.state.policy_version, config.length)
+            rows = training_rows(groups, advantages.values_PG)
+            rate = learning_rate(config.optimizer, self.state.phase_step, stage.steps, stage.learning_rate)
+            trained = time.perf_counter()
+            for _ in range(options.updates_per_rollout):
+                gradient = grpo_gradient(self.policy, rows, options, config.sampling)
+                metrics |= self._update(gradient, rate)
+                if gradient.sums:
+                    metrics |= token_means(gradient.sums)
+            metrics |= {"time/rollout": sampled - started, "time/wait": 0.0,
+                        "time/train": time.perf_counter() - trained}
+            if self.run and self.state.phase_step % config.reporting.rollouts_every == 0:
+                self.run.append_rollouts(
+                    rollout_records(
+                        groups[: config.reporting.rollout_groups], scores, advantages, self.state.step + 1, stage.name
+                    )
+                )
+            return metrics
+
+        def met(metrics: Metrics) -> bool:
+            return stage.until is not None and _number(metrics, stage.until.metric) >= stage.until.at_least
+
+        self._steps(stage.name, stage.steps, step, met, streak=stage.until.steps if stage.until else 0)
+
+    def save(self) -> None:
+        """Write a checkpoint of the state as it is; nothing without a run folder."""
+        if self.run is None:
+            return
+        self.state.bad_in_a_row, self.state.bad_total = self.guard.in_a_row, self.guard.total
+        save_checkpoint(
+            self.run.path / "checkpoints", self.state, self.policy, self.optimizer, self.config.checkpoint.keep
+        )
+
+    def _enter(self, name: str, fresh_optimizer: bool, fresh_reference: bool = False) -> bool:
+        """Begin or go on with a phase; False when it is done."""
+        state = self.state
+        if name in state.phases_done:
+            return False
+        if state.phase != name:
+            state.phase, state.phase_step, state.streak = name, 0, 0
+            if fresh_optimizer:
+                self.optimizer.reset()
+            untouched = state.step == 0 and self.policy.options.tuning != "full"
+            if fresh_reference and self.config.grpo.beta > 0 and not untouched:
+                # New adapters need no copy: their reference is the model with them off.
+                self.policy.reference = self.policy.snapshot()
+        return True
+
+    def _steps(
+        self, name: str, total: int, step: Callable[[], Metrics], met: Callable[[Metrics], bool], streak: int = 0
+    ) -> None:
+        """Take steps until ``total``, or until ``met`` has held ``streak`` times in a row; log and save."""
+        state = self.state
+        self.progress.start(name, total, state.phase_step)
+        try:
+            with finish_step_on_interrupt(self.progress.note) as stop:
+                while True:
+                    mx.random.seed(derived_seed(self.config.seed, "dropout", state.step))
+                    mx.reset_peak_memory()
+                    started = time.perf_counter()
+                    metrics = step()
+                    seconds = time.perf_counter() - started
+                    state.step += 1
+                    state.phase_step += 1
+                    state.streak = state.streak + 1 if met(metrics) else 0
+                    self._log(name, metrics, seconds)
+                    done = state.phase_step >= total or (streak and state.streak >= streak)
+                    if done:
+                        state.phases_done.append(name)
+                    if done or stop.asked or state.step % self.config.checkpoint.every == 0:
+                        self.save()
+                    if stop.asked:
+                        raise KeyboardInterrupt
+                    if done:
+                        return
+        finally:
+            self.progress.finish()
+
+    def _log(self, name: str, metrics: Metrics, seconds: float) -> None:
+        tokens = _number(metrics, "tokens")
+        metrics = {
+            "step": self.state.step,
+            "stage": name,
+            "stage_step": self.state.phase_step,
+            **metrics,
+            "policy_version": self.state.policy_version,
+            "tokens_per_second": tokens / seconds,
+            "time/step": seconds,
+            "memory/peak_gb": mx.get_peak_memory() / 1e9,
+        }
+        if self.run:
+            self.run.append_metrics(metrics)
+        self.progress.update(
+            self.state.phase_step, {key: value for key, value in metrics.items() if isinstance(value, int | float)}
+        )
+
+    def _update(self, gradient: BatchGradient, rate: float) -> dict[str, float]:
+        count = self.optimizer.count
+        metrics = apply_update(self.policy, self.optimizer, self.guard, gradient, rate)
+        if self.optimizer.count > count:
+            self.state.policy_version += 1
+            self.sampler.publish(self.state.policy_version)
+        return metrics
+
+    def _batch(self, examples: Sequence[Example], size: int) -> list[Example]:
+        seed = derived_seed(self.config.seed, f"order {self.state.phase}")
+        return [examples[i] for i in batch_indices(seed, len(examples), size, self.state.phase_step)]
+
+
+def _number(metrics: Metrics, name: str) -> float:
+    value = metrics.get(name, float("nan"))
+    return float(value) if isinstance(value, int | float) else float("nan")

@@ -250,6 +250,8 @@ class GrpoConfig(Room):
     """Optimiser steps on the same completions."""
     micro_batch_rows: int = Field(default=16, gt=0)
     """Completions in one forward and backward pass; the gradient is the same whatever it is."""
+    share_prompt: bool = True
+    """Compute a prompt once for all completions of its group; off, once for each (the same, slower)."""
 
 
 class UntilConfig(Room):

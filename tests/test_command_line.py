@@ -202,7 +202,7 @@ class TestWrongValues:
         assert "sft.steps is '0'" in sentence
 
     def test_a_required_room_says_what_it_needs(self) -> None:
-        with pytest.raises(UserError, match="exactly one of policy.model"):
+        with pytest.raises(UserError, match=r"exactly one of policy\.model"):
             parse(RunConfig, [], prog="r", description="")
 
     def test_the_file_is_named_where_the_value_comes_from_it(self, tmp_path: Path) -> None:

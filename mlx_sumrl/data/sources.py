@@ -1,7 +1,7 @@
 """Where rows come from: a .jsonl, .csv or .parquet file, or a Hugging Face dataset.
 
-Invariant: every record of the source is one `Row`. A record that cannot be read is a row too, with `broken` saying
-why, so that whoever counts rows counts it. Blank lines of a .jsonl file are no records.
+Invariant: every record of the source is one `Row`. A record that cannot be read is a row too, with `broken`
+saying why, so that whoever counts rows counts it. Blank lines are no records.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Any
 from mlx_sumrl.errors import UserError
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
-# Names with these endings are files too, only not ones that are read: without them "posts.json" would be looked
-# for on the hub, which takes half a minute to answer nothing.
+# Names with these endings are files too, only not ones that are read: without them "posts.json" would be
+# looked for on the hub, which takes half a minute to answer nothing.
 _OTHER_FILES = (".json", ".tsv", ".txt", ".gz", ".zip", ".zst", ".xlsx", ".arrow", ".yaml", ".yml")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -54,8 +54,8 @@ class Rows:
 def read_rows(name: str, split: str = "train", limit: int | None = None) -> Rows:
     """Read the first `limit` rows (all: None) of a file, or of `split` of a Hugging Face dataset.
 
-    `name` is a file when it ends in a data file's suffix or is written like a path; `owner/name` without a suffix
-    is a dataset. Broken records count towards `limit`.
+    `name` is a file when it ends in a data file's suffix or is written like a path; `owner/name` without a
+    suffix is a dataset. Broken records count towards `limit`.
 
     Raises:
         UserError: no such file, a kind of file that is not read, a file that cannot be read as a whole, or a
@@ -183,11 +183,10 @@ def _read_dataset(name: str, split: str, limit: int | None) -> list[Row]:
     try:
         records = load_dataset(name, split=split if limit is None else f"{split}[:{limit}]")
         return [Row(f"{name}/{split}:{n}", dict(record)) for n, record in enumerate(records, start=1)]
-    except (
-        Exception
-    ) as error:  # datasets and the hub client raise dozens of kinds; all mean that there are no rows
+    except Exception as error:  # datasets and the hub client raise dozens of kinds; all mean: no rows
+        cause = f"{type(error).__name__}: {_first_line(error)}"
         raise UserError(
-            f"dataset {name!r}, split {split!r}, cannot be loaded ({type(error).__name__}: {_first_line(error)}): "
+            f"dataset {name!r}, split {split!r}, cannot be loaded ({cause}): "
             f"check the name, the split and the network, or name a {_kinds()} file"
         ) from error
 

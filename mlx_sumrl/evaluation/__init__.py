@@ -1,1 +1,16 @@
-"""Length pass rate and overlap with references, on held-out rows."""
+"""Held-out examples -> numbers: length pass rate, ROUGE, METEOR, and tables that compare policies."""
+
+from mlx_sumrl.evaluation.evaluate import evaluate
+from mlx_sumrl.evaluation.length import LengthSummary
+from mlx_sumrl.evaluation.results import Evaluation, Row, score
+from mlx_sumrl.evaluation.table import comparison_markdown, comparison_table
+
+__all__ = [
+    "Evaluation",
+    "LengthSummary",
+    "Row",
+    "comparison_markdown",
+    "comparison_table",
+    "evaluate",
+    "score",
+]

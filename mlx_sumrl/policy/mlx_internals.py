@@ -266,6 +266,78 @@ def spread(
     return spread_caches
 
 
+class PrefixCache:
+    """Keys and values of a prompt that completions attend to, as plain arrays in one graph with both.
+
+    With no prefix it records: the prompt runs through first, and `keys` and `values` are then its own.
+    """
+
+    def __init__(self, prefix: PrefixCache | None = None, rows: int = 1) -> None:
+        self.prefix, self.rows = prefix, rows
+        self.offset = 0 if prefix is None else prefix.keys.shape[2]
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Keys and values [B, H, L, D] with those of the prefix before them."""
+        if self.prefix is None:
+            self.keys, self.values = keys, values
+            return keys, values
+        spread = (self.rows, *self.prefix.keys.shape[1:])
+        spread_values = (self.rows, *self.prefix.values.shape[1:])
+        return (
+            mx.concatenate([mx.broadcast_to(self.prefix.keys, spread), keys], axis=2),
+            mx.concatenate([mx.broadcast_to(self.prefix.values, spread_values), values], axis=2),
+        )
+
+
+class PrefixState:
+    """The same for a convolution layer: the last inputs of the prompt are what completions begin with."""
+
+    lengths = None
+
+    def __init__(self, prefix: PrefixState | None = None, rows: int = 1) -> None:
+        self.state: mx.array | None = None
+        if prefix is not None and prefix.state is not None:
+            self.state = mx.broadcast_to(prefix.state, (rows, *prefix.state.shape[1:]))
+
+    def __getitem__(self, index: int) -> mx.array | None:
+        return self.state
+
+    def __setitem__(self, index: int, value: mx.array) -> None:
+        self.state = value
+
+    def advance(self, n: int) -> None:
+        """Nothing to count: the state has no positions."""
+
+
+def run_group(
+    model: nn.Module, prompt_1L: mx.array, completions_GT: mx.array, checkpointing: bool
+) -> tuple[mx.array, mx.array]:
+    """Final hidden states of a prompt [1, L, D] and of completions that follow it [G, T, D], after the last norm.
+
+    Block by block, the prompt first; completions see all of it and their own past.
+    """
+    inner = model.model
+    norm = inner.norm if "norm" in inner else inner.embedding_norm
+    prompt, completions = inner.embed_tokens(prompt_1L), inner.embed_tokens(completions_GT)
+    G, T = completions_GT.shape
+    for layer in model.layers:
+        # Masks are causal; "causal" with more keys than queries aligns the last of both, as it has to be here.
+        attends = getattr(layer, "is_attention_layer", True)
+
+        def block(weights: Any, prompt: mx.array, completions: mx.array, layer: Any = layer, attends: bool = attends) -> Any:
+            layer.update(weights)
+            kind: type[PrefixCache] | type[PrefixState] = PrefixCache if attends else PrefixState
+            recorded: Any = kind()
+            prompt = layer(prompt, "causal" if attends else None, cache=recorded)
+            if T > 0:
+                completions = layer(completions, "causal" if attends else None, cache=kind(recorded, G))
+            return prompt, completions
+
+        run = mx.checkpoint(block) if checkpointing else block
+        prompt, completions = run(layer.trainable_parameters(), prompt, completions)
+    return norm(prompt), norm(completions)
+
+
 @contextmanager
 def checkpointed_layers(model: nn.Module, active: bool) -> Iterator[None]:
     """Inside, each block keeps only its input for the backward pass and computes the rest again.

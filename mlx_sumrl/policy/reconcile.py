@@ -4,7 +4,7 @@ mlx-lm's model classes pick the keys they know out of config.json and fall back 
 then loads, runs and babbles: no error, log-probabilities off by 10 % and more. Known cases, each handled here:
 
 * transformers 5 writes the rotary base (and scaling) only inside ``rope_parameters``; qwen2, llama and phi3 read
-  only the top level.
+  only the top level. Where neither says anything transformers takes 10,000, mlx-lm's qwen2 1,000,000.
 * qwen2 and llama tie the output head to the embeddings when ``tie_word_embeddings`` is absent, and then drop a
   ``lm_head.weight`` that is there.
 * lfm2 always ties its head, and reads no rotary scaling.
@@ -23,6 +23,8 @@ from typing import Any
 from mlx_sumrl.errors import UserError
 
 SILU_NAMES = {"silu", "swish"}
+UNSAID_ROTARY_BASE = {"qwen2": 10_000.0, "qwen3": 10_000.0}
+"""What transformers takes when a config names no rotary base, where mlx-lm takes another or none."""
 
 
 def weight_names(folder: Path) -> set[str]:
@@ -46,6 +48,8 @@ def reconciled_config(config: dict[str, Any], tensors: Collection[str], source: 
     config = dict(config)
     family = config.get("model_type")
     _reconcile_rotary(config, source)
+    if config.get("rope_theta") is None and family in UNSAID_ROTARY_BASE:
+        config["rope_theta"] = UNSAID_ROTARY_BASE[family]
     if family == "lfm2":
         if config.get("tie_embedding", True) is False or config.get("tie_word_embeddings", True) is False:
             raise UserError(f"{source}: an lfm2 model with an untied output head is not supported by mlx-lm")

@@ -113,9 +113,10 @@ def _rooms(model: Model, path: Path, values: Mapping[str, Any], heading: str) ->
 def _default_text(value: Any) -> str:
     if value is ABSENT:
         return "required"
-    text = (
-        json.dumps(value, default=_plain, ensure_ascii=False) if not isinstance(value, str) else repr(value)
-    )
+    if isinstance(value, str | PurePath):
+        text = repr(str(value))
+    else:
+        text = json.dumps(value, default=_plain, ensure_ascii=False)
     if len(text) > LONGEST_DEFAULT:
         text = text[: LONGEST_DEFAULT - 1] + "…"
     return f"default {text}"

@@ -56,16 +56,14 @@ class LocalSampler:
         """One group per example, in their order; see `Sampler`."""
         model = self.policy.model
         model.eval()
-        keys = mx.random.split(mx.random.key(seed), max(len(examples), 1))
         at_once = max(1, self.max_rows // group_size)
         groups: list[Group] = []
         for start in range(0, len(examples), at_once):
             part = examples[start : start + at_once]
-            uniforms_BT = mx.concatenate(
-                [
-                    mx.random.uniform(shape=(group_size, sampling.max_tokens), key=keys[start + i])
-                    for i in range(len(part))
-                ]
+            uniforms_BT = mx.array(
+                np.concatenate(
+                    [uniforms(seed, start + i, group_size, sampling.max_tokens) for i in range(len(part))]
+                )
             )
             rows = self._decode(part, group_size, sampling, uniforms_BT)
             for i, example in enumerate(part):
@@ -126,6 +124,16 @@ class LocalSampler:
             hidden = mlx_internals.backbone(model, tokens_B[:, None], caches)[:, -1]
             logits_BV = mlx_internals.head(model, hidden)
         return rows
+
+
+def uniforms(seed: int, place: int, group_size: int, tokens: int) -> np.ndarray:
+    """Numbers in [0, 1), float32 [G, T], for the group at ``place``; a larger G or T only adds to them.
+
+    Philox (Salmon et al. 2011) is a function of key and counter: seed and prompt are the key, the completion is
+    the counter's top word, its tokens count up below. MLX's generator gives other numbers for another shape.
+    """
+    rows = [np.random.Philox(key=[seed, place], counter=[0, 0, 0, row]) for row in range(group_size)]
+    return np.stack([np.random.Generator(row).random(tokens, dtype=np.float32) for row in rows])
 
 
 def draw(logits_BV: mx.array, sampling: Sampling, uniforms_B: mx.array) -> tuple[mx.array, mx.array]:

@@ -35,13 +35,14 @@ def group_advantages(contributions_PGR: FloatArray, weights_R: FloatArray, optio
     division for ``dr_grpo`` or ``scale_advantages: none`` (Liu et al. 2025). ``each``: every reward is
     normalised by itself, then they are added up with their weights (GDPO, arXiv:2601.05242, eq. 4 and 5), so that
     a reward with a small spread is not drowned by one with a large spread. The standard deviation is the
-    population's. Raises ValueError for rewards that are not finite.
+    population's. NaN marks a reward that has nothing to say about a completion: it adds nothing, and ``each``
+    compares the others among themselves. Raises ValueError for infinite rewards.
     """
-    if not np.isfinite(contributions_PGR).all():
+    if np.isinf(contributions_PGR).any():
         raise ValueError("rewards must be finite")
     scale = options.scale_advantages == "group" and options.loss != "dr_grpo"
     if options.normalize_rewards == "sum":
-        values_PG = _normalized(contributions_PGR.sum(axis=-1), scale)
+        values_PG = _normalized(np.nansum(contributions_PGR, axis=-1), scale)
     else:
         # Dividing by the spread takes a weight's size out of a contribution again; it is put back here.
         sizes_R = np.abs(weights_R) if scale else np.ones_like(weights_R)
@@ -52,8 +53,11 @@ def group_advantages(contributions_PGR: FloatArray, weights_R: FloatArray, optio
 
 
 def _normalized(rewards_PG: FloatArray, scale: bool) -> FloatArray:
-    centred = rewards_PG - rewards_PG.mean(axis=-1, keepdims=True)
-    spread = rewards_PG.std(axis=-1, keepdims=True)
+    present = ~np.isnan(rewards_PG)
+    count = np.maximum(present.sum(axis=-1, keepdims=True), 1)
+    mean = np.where(present, rewards_PG, 0.0).sum(axis=-1, keepdims=True) / count
+    centred = np.where(present, rewards_PG - mean, 0.0)
+    spread = np.sqrt(np.square(centred).sum(axis=-1, keepdims=True) / count)
     flat = spread <= SPREAD_FLOOR
     if scale:
         centred = centred / np.where(flat, 1.0, spread)

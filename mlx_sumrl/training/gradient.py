@@ -13,7 +13,6 @@ from typing import TypeVar
 import mlx.core as mx
 from mlx.utils import tree_unflatten
 
-from mlx_sumrl.policy import mlx_internals
 from mlx_sumrl.policy.policy import Policy, Weights
 
 B = TypeVar("B")
@@ -32,7 +31,7 @@ class BatchGradient:
 
 
 def batch_gradient(
-    policy: Policy, micro_batches: Iterable[B], share: Callable[[B], Share], *, checkpointing: bool
+    policy: Policy, micro_batches: Iterable[B], share: Callable[[B], Share]
 ) -> BatchGradient:
     """Loss and gradients with respect to the trainable weights, added up over the micro-batches.
 
@@ -48,16 +47,15 @@ def batch_gradient(
     loss, sums, total = 0.0, dict[str, float](), dict[str, mx.array]()
     model.train()
     try:
-        with mlx_internals.checkpointed_layers(model, checkpointing):
-            for micro_batch in micro_batches:
-                (value, metrics), gradients = mx.value_and_grad(forward)(weights, micro_batch)
-                if total:
-                    gradients = {name: total[name].astype(mx.float32) + array for name, array in gradients.items()}
-                mx.eval(value, metrics, gradients)
-                total = gradients
-                loss += value.item()
-                for name, array in metrics.items():
-                    sums[name] = sums.get(name, 0.0) + array.item()
+        for micro_batch in micro_batches:
+            (value, metrics), gradients = mx.value_and_grad(forward)(weights, micro_batch)
+            if total:
+                gradients = {name: total[name].astype(mx.float32) + array for name, array in gradients.items()}
+            mx.eval(value, metrics, gradients)
+            total = gradients
+            loss += value.item()
+            for name, array in metrics.items():
+                sums[name] = sums.get(name, 0.0) + array.item()
     finally:
         policy.set_weights(weights)  # tracing leaves its own arrays in the model
         model.eval()

@@ -35,9 +35,7 @@ def rollout_metrics(
         "staleness/max": float(ages.max()),
         "tokens": float(sum(len(completion.token_ids) for completion in completions)),
     }
-    for name, values in scores.components.items():
-        if not np.isnan(values).all():
-            metrics[f"reward/{name}"] = float(np.nanmean(values))
+    metrics |= {f"reward/{name}": mean for name, mean in scores.means().items() if mean is not None}
     return metrics
 
 

@@ -32,12 +32,12 @@ def sft_gradient(policy: Policy, examples: Sequence[Example], micro_batch_rows: 
             yield token_batch([prompt for prompt, _ in part], [answer for _, answer in part])
 
     def share(batch: TokenBatch) -> Share:
-        logprobs_BT = completion_logprobs(policy.model, batch)
+        logprobs_BT = completion_logprobs(
+            policy.model, batch, checkpointing=policy.options.gradient_checkpointing
+        )
         return -logprobs_BT.sum() / tokens, {"tokens": batch.mask_BT.sum()}
 
-    return batch_gradient(
-        policy, micro_batches(), share, checkpointing=policy.options.gradient_checkpointing
-    )
+    return batch_gradient(policy, micro_batches(), share)
 
 
 def sft_loss(policy: Policy, examples: Sequence[Example], micro_batch_rows: int) -> float:

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Sequence
 
 import mlx.core as mx
-import numpy as np
 
 from mlx_sumrl.config import RunConfig, SftConfig, StageConfig
 from mlx_sumrl.data.example import Example
@@ -92,7 +91,6 @@ class Trainer:
         """One stage of GRPO; does nothing where the run is past it."""
         config, options = self.config, self.config.grpo
         rewards = build_rewards(stage, config.length)
-        weights_R = np.array([reward.weight for reward in stage.rewards], np.float64)
         sampling = Sampling(
             config.sampling.temperature, config.sampling.top_p, config.sampling.top_k, config.sampling.max_tokens
         )
@@ -112,7 +110,7 @@ class Trainer:
             )
             sampled = time.perf_counter()
             scores = rewards.score(groups)
-            advantages = group_advantages(scores.contributions_PGR, weights_R, options)
+            advantages = group_advantages(scores.weighted_PGR, scores.weights_R, options)
             metrics = rollout_metrics(groups, scores, advantages, self.state.policy_version, config.length)
             rows = training_rows(groups, advantages.values_PG)
             rate = learning_rate(config.optimizer, self.state.phase_step, stage.steps, stage.learning_rate)

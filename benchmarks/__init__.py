@@ -1,0 +1,1 @@
+"""One question per file, the peer measured in the same run."""

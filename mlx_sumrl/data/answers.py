@@ -1,0 +1,19 @@
+"""The answer that supervised fine-tuning teaches: the reference, and then to stop."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mlx_sumrl.data.encoding import encode
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+def answer_ids(tokenizer: PreTrainedTokenizerFast, reference: str, stop_id: int) -> tuple[int, ...]:
+    """Ids `[T]` of the reference, its control tokens spelled out, and the stop token `stop_id`.
+
+    They follow an example's `prompt_ids`; the loss is on these ids alone, the stop token included, since that
+    is where the model learns how long an answer is.
+    """
+    return (*encode(tokenizer, reference, [(0, len(reference))]).ids, stop_id)

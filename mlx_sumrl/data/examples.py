@@ -1,0 +1,202 @@
+"""Rows -> examples: what every step, sampler and reward works on.
+
+Invariant: each row either becomes exactly one example or is counted in the report under a reason; examples
+keep the rows' order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, Literal
+
+from mlx_sumrl.config import DataConfig
+from mlx_sumrl.data.encoding import cut, encode
+from mlx_sumrl.data.example import Example
+from mlx_sumrl.data.grammar import make_posts
+from mlx_sumrl.data.prompts import PromptTemplate, UnusableRowError
+from mlx_sumrl.data.row_report import RowCounter, RowReport
+from mlx_sumrl.data.sources import Row, Rows, read_rows, rows_from
+from mlx_sumrl.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+Which = Literal["train", "evaluation"]
+
+_TOO_LONG = "the template alone is longer than max_prompt_tokens"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedExamples:
+    """The examples of one source and what became of its rows."""
+
+    examples: list[Example]
+    report: RowReport
+
+
+def config_rows(config: DataConfig, which: Which, seed: int) -> Rows | None:
+    """The rows that the options name: of a file, a dataset or the grammar; None where none are named.
+
+    Raises:
+        UserError: see `read_rows`.
+    """
+    limit = config.train_rows if which == "train" else config.evaluation_rows
+    if config.grammar is not None:
+        posts = make_posts(config.grammar.train_posts, config.grammar.evaluation_posts, seed)
+        return rows_from(f"the grammar ({which})", posts[which == "evaluation"][:limit])
+    if which == "train":
+        return None if config.train is None else read_rows(config.train, config.train_split, limit)
+    return None if config.evaluation is None else read_rows(config.evaluation, config.evaluation_split, limit)
+
+
+def load_examples(
+    rows: Rows,
+    config: DataConfig,
+    tokenizer: PreTrainedTokenizerFast,
+    target_length: int,
+    which: Which = "train",
+) -> LoadedExamples:
+    """Every usable row as an example, its prompt asking for `target_length` tokens.
+
+    Raises:
+        UserError: a column that does not exist, a chat template that cannot be used, more unusable rows than
+            `config.max_unusable_share`, or no usable row at all.
+    """
+    option = f"data.{which}"
+    if not rows.rows:
+        raise UserError(f"{option}: {rows.name} has no rows; name a source that has some")
+    columns = rows.columns
+    counter = RowCounter(rows.name)
+    examples: list[Example] = []
+    template: PromptTemplate | None = None
+    if columns:  # else every row is broken, and is reported as such
+        _check_columns(config, columns, rows.name, option)
+        template = PromptTemplate(config, tokenizer, columns, rows.name)
+    for row in rows.rows:
+        try:
+            if row.broken is not None or template is None:
+                raise UnusableRowError(row.broken or "no columns")
+            document = _text(row, config.document_column, "document")
+            reference = _text(row, config.reference_column, "reference").strip()
+            example, tokens_cut = _example(
+                template,
+                config,
+                tokenizer,
+                target_length,
+                _row_id(row, config),
+                document,
+                reference,
+                row.fields,
+            )
+        except UnusableRowError as error:
+            counter.refuse(row.id, str(error))
+            continue
+        examples.append(example)
+        counter.use(len(example.prompt_ids), tokens_cut)
+    report = counter.report()
+    if not examples or report.unusable_share > config.max_unusable_share:
+        raise UserError(_too_many_unusable(report, config, option))
+    return LoadedExamples(examples, report)
+
+
+def make_example(
+    document: str,
+    config: DataConfig,
+    tokenizer: PreTrainedTokenizerFast,
+    target_length: int,
+    fields: Mapping[str, Any] | None = None,
+) -> Example:
+    """One text, outside of any file, as an example with an empty reference.
+
+    `fields` are the columns, besides the document, that the instruction names.
+
+    Raises:
+        UserError: the text has nothing to summarise in it, or a prompt cannot be made of it.
+    """
+    columns = {config.document_column: document, **(fields or {})}
+    row = Row("text", columns)
+    template = PromptTemplate(config, tokenizer, list(columns), "the given text")
+    try:
+        document = _text(row, config.document_column, "document")
+        return _example(template, config, tokenizer, target_length, row.id, document, "", columns)[0]
+    except UnusableRowError as error:
+        way_out = (
+            f"raise data.max_prompt_tokens ({config.max_prompt_tokens})" if str(error) == _TOO_LONG else ""
+        )
+        raise UserError(
+            f"the given text cannot be used: {error}; {way_out or 'give one that can be summarised'}"
+        ) from error
+
+
+def _example(
+    template: PromptTemplate,
+    config: DataConfig,
+    tokenizer: PreTrainedTokenizerFast,
+    target_length: int,
+    row_id: str,
+    document: str,
+    reference: str,
+    fields: Mapping[str, Any],
+) -> tuple[Example, int]:
+    """The example, and how many tokens its document lost."""
+    prompt = template.fill(fields, document, target_length)
+    _check_unicode(prompt.text, "prompt")  # other columns are in it too
+    # A chat template writes its own beginning-of-sequence token; plain text needs the tokenizer's.
+    plain = config.chat_template == "none"
+    whole = encode(tokenizer, prompt.text, prompt.data, add_special_tokens=plain)
+    kept = cut(whole, prompt.document, config.max_prompt_tokens)
+    if kept is None:
+        raise UnusableRowError(_TOO_LONG)
+    example = Example(row_id, kept.ids, prompt.text, document, reference, dict(fields))
+    return example, len(whole.ids) - len(kept.ids)
+
+
+def _text(row: Row, column: str, role: str) -> str:
+    value = row.fields.get(column)
+    if value is None:
+        raise UnusableRowError(f"no {role}")
+    if not isinstance(value, str):
+        raise UnusableRowError(f"the {role} is not text")
+    if not any(character.isprintable() and not character.isspace() for character in value):
+        raise UnusableRowError(f"empty {role}")
+    _check_unicode(value, role)
+    return value
+
+
+def _check_unicode(text: str, role: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # half of a surrogate pair, or a byte that was not UTF-8
+        raise UnusableRowError(f"the {role} is not valid Unicode") from error
+
+
+def _row_id(row: Row, config: DataConfig) -> str:
+    own = row.fields.get(config.id_column) if config.id_column else None
+    return row.id if own is None else str(own)
+
+
+def _check_columns(config: DataConfig, columns: list[str], source: str, option: str) -> None:
+    for name in ("document_column", "reference_column", "id_column"):
+        column = getattr(config, name)
+        if column is not None and column not in columns:
+            close = get_close_matches(column, columns, n=1)
+            raise UserError(
+                f"{option}: {source} has no column {column!r} (data.{name}); its columns are "
+                f"{', '.join(columns)}" + (f"; did you mean {close[0]!r}?" if close else "")
+            )
+
+
+def _too_many_unusable(report: RowReport, config: DataConfig, option: str) -> str:
+    unusable = report.total - report.used
+    text = f"{option}: {unusable} of {report.total} rows of {report.source} cannot be used"
+    way_out = "mend or remove these rows"
+    if report.used:
+        text += (
+            f" ({report.unusable_share:.1%}; data.max_unusable_share allows {config.max_unusable_share:.1%})"
+        )
+        way_out += ", or raise data.max_unusable_share"
+    if _TOO_LONG in report.unusable:
+        way_out += f", or raise data.max_prompt_tokens ({config.max_prompt_tokens})"
+    return f"{text}: {report.describe_unusable()}; {way_out}"

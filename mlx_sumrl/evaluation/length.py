@@ -1,0 +1,51 @@
+"""How well the length asked for was met."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+
+from mlx_sumrl.config import LengthConfig
+from mlx_sumrl.rollouts.types import FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class LengthSummary:
+    """Lengths of N completions, in generated tokens without the stop token. Shares are in [0, 1]."""
+
+    within: float
+    """Share that stopped by itself with ``|n - target| <= tolerance``."""
+    exact: float
+    """Share that stopped by itself with ``n == target``: `within` at tolerance 0."""
+    mean: float
+    spread: float
+    """Population standard deviation: the completions at hand are all there are."""
+    unfinished: float
+    """Share cut at the token limit."""
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], finish_reasons: Sequence[FinishReason], asked: LengthConfig) -> Self:
+        """Summarise N lengths and their finish reasons against what was asked.
+
+        A completion cut at the limit counts with the length it was cut at in ``mean`` and ``spread``, but
+        never as within or exact, not even when it was cut at the target on purpose (the length-matched
+        baseline): where it would have ended is not known.
+
+        Raises:
+            ValueError: no lengths, or another number of finish reasons than of lengths.
+        """
+        if len(lengths) != len(finish_reasons) or not lengths:
+            raise ValueError(f"got {len(lengths)} lengths and {len(finish_reasons)} finish reasons")
+        lengths_N = np.asarray(lengths, dtype=np.float64)
+        stopped_N = np.asarray([reason == "stop" for reason in finish_reasons])
+        off_by_N = np.abs(lengths_N - asked.target)
+        return cls(
+            within=float(np.mean(stopped_N & (off_by_N <= asked.tolerance))),
+            exact=float(np.mean(stopped_N & (off_by_N == 0))),
+            mean=float(lengths_N.mean()),
+            spread=float(lengths_N.std()),
+            unfinished=float(np.mean(~stopped_N)),
+        )

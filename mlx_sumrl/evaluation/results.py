@@ -1,0 +1,107 @@
+"""What an evaluation found: one row per completion, and their summary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean
+from typing import Any, Self
+
+from mlx_sumrl.config import LengthConfig
+from mlx_sumrl.evaluation.length import LengthSummary
+from mlx_sumrl.evaluation.meteor import meteor, missing_wordnet
+from mlx_sumrl.evaluation.overlap import ROUGE_NAMES, rouge
+from mlx_sumrl.rewards.length import is_within
+from mlx_sumrl.rollouts.types import FinishReason, Group
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One completion beside what it should have said. The prompt is left out: the document says the same."""
+
+    id: str
+    document: str
+    reference: str
+    text: str
+    length: int
+    """Generated tokens without the stop token."""
+    finish_reason: FinishReason
+    metrics: dict[str, float | None]
+    """``within`` (0 or 1), ``exact`` (0 or 1), the ROUGE metrics and ``meteor`` of this row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Scored completions of held-out examples."""
+
+    rows: tuple[Row, ...]
+    summary: dict[str, float | None]
+    """``rows`` (how many), ``within``, ``exact``, ``length_mean``, ``length_std``, ``unfinished``,
+    ``rouge1``, ``rouge2``, ``rougeL``, each of these three with ``_recall``, and ``meteor``. Shares and
+    scores are means over the rows in [0, 1], lengths are in tokens; ``meteor`` is None without WordNet."""
+    meteor_missing: str | None = None
+    """Why there is no METEOR and how to get it; None when there is."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Summary and rows as plain JSON values."""
+        return {
+            "summary": dict(self.summary),
+            "meteor_missing": self.meteor_missing,
+            "rows": [asdict(row) for row in self.rows],
+        }
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Self:
+        """What `to_json` wrote."""
+        rows = tuple(Row(**row) for row in content["rows"])
+        return cls(rows, content["summary"], content["meteor_missing"])
+
+
+def score(groups: Sequence[Group], length: LengthConfig) -> Evaluation:
+    """Score every completion against its example's reference and the length asked for.
+
+    Usually one completion per group; with more, each is a row of its own and weighs the same in the summary.
+
+    Raises:
+        ValueError: there is no completion to score.
+    """
+    meteor_missing = missing_wordnet()
+    rows = tuple(
+        Row(
+            id=group.example.id,
+            document=group.example.document,
+            reference=group.example.reference,
+            text=completion.text,
+            length=completion.length,
+            finish_reason=completion.finish_reason,
+            metrics={
+                "within": float(is_within(completion, length)),
+                "exact": float(is_within(completion, length.model_copy(update={"tolerance": 0}))),
+                **rouge(completion.text, group.example.reference),
+                "meteor": None if meteor_missing else meteor(completion.text, group.example.reference),
+            },
+        )
+        for group in groups
+        for completion in group.completions
+    )
+    if not rows:
+        raise ValueError("there is no completion to score")
+    return Evaluation(rows, _summarise(rows, length), meteor_missing)
+
+
+def _summarise(rows: Sequence[Row], length: LengthConfig) -> dict[str, float | None]:
+    lengths = LengthSummary.of([row.length for row in rows], [row.finish_reason for row in rows], length)
+    return {
+        "rows": len(rows),
+        "within": lengths.within,
+        "exact": lengths.exact,
+        "length_mean": lengths.mean,
+        "length_std": lengths.spread,
+        "unfinished": lengths.unfinished,
+        **{name: _mean(rows, name) for name in (*ROUGE_NAMES, "meteor")},
+    }
+
+
+def _mean(rows: Sequence[Row], name: str) -> float | None:
+    values = [value for row in rows if (value := row.metrics[name]) is not None]
+    return fmean(values) if values else None

@@ -1,0 +1,54 @@
+"""Named evaluations side by side: for the terminal, and as GitHub Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import starmap
+
+from rich.markup import escape
+from rich.table import Table
+
+from mlx_sumrl.evaluation.results import Evaluation
+
+_PERCENT_COLUMNS_BEFORE = {"within": "Within", "exact": "Exact"}
+_PERCENT_COLUMNS_AFTER = {
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeL": "ROUGE-L",
+    "rougeL_recall": "ROUGE-L recall",
+    "meteor": "METEOR",
+}
+HEADERS = ("Policy", *_PERCENT_COLUMNS_BEFORE.values(), "Length", *_PERCENT_COLUMNS_AFTER.values())
+"""Column titles. Shares and scores are percentages; Length is mean ± standard deviation in tokens."""
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _cells(name: str, evaluation: Evaluation) -> list[str]:
+    summary = evaluation.summary
+    return [
+        name,
+        *(_percent(summary[key]) for key in _PERCENT_COLUMNS_BEFORE),
+        f"{summary['length_mean']:.1f} ± {summary['length_std']:.1f}",
+        *(_percent(summary[key]) for key in _PERCENT_COLUMNS_AFTER),
+    ]
+
+
+def comparison_table(evaluations: Mapping[str, Evaluation], title: str | None = None) -> Table:
+    """A rich table with one line per evaluation, in the order given; `-` where a metric is missing."""
+    table = Table(title=title)
+    for index, header in enumerate(HEADERS):
+        table.add_column(header, justify="left" if index == 0 else "right")
+    for name, *cells in starmap(_cells, evaluations.items()):
+        table.add_row(escape(name), *cells)
+    return table
+
+
+def comparison_markdown(evaluations: Mapping[str, Evaluation]) -> str:
+    """The same as a GitHub Markdown table, ending in a newline."""
+    lines = [list(HEADERS), ["---", *["---:"] * (len(HEADERS) - 1)]]
+    for name, *cells in starmap(_cells, evaluations.items()):
+        lines.append([name.replace("|", "\\|"), *cells])  # a bare | would end the cell
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -1,0 +1,169 @@
+"""The whole library in a few calls, for notebooks and scripts.
+
+    policy = load_policy("models/my-model", tuning="lora")
+    posts = load_examples("posts.jsonl", policy, target_length=64, document_column="post")
+    train_grpo(policy, posts[:-50], length={"target": 64}, stages=[...])
+    print(evaluate(policy, posts[-50:], target=64).summary)
+    export_adapter(policy, "adapter")
+
+Options are those of `mlx_sumrl.config`, by the same names; every default lives there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from mlx_sumrl.config import DataConfig, EvaluationConfig, LengthConfig, PolicyConfig, RunConfig, SftConfig
+from mlx_sumrl.data.example import Example
+from mlx_sumrl.data.examples import load_examples as load_rows
+from mlx_sumrl.data.examples import make_example
+from mlx_sumrl.data.sources import read_rows, rows_from
+from mlx_sumrl.errors import UserError
+from mlx_sumrl.evaluation.evaluate import evaluate as evaluate_sampler
+from mlx_sumrl.evaluation.results import Evaluation
+from mlx_sumrl.policy.loading import load_policy as load_with_options
+from mlx_sumrl.policy.policy import Policy
+from mlx_sumrl.reporting.option_errors import validation_sentence
+from mlx_sumrl.reporting.progress import Progress, make_progress
+from mlx_sumrl.reporting.run_folder import RunFolder
+from mlx_sumrl.rewards.scoring import build_rewards
+from mlx_sumrl.rollouts import LocalSampler, Sampling
+from mlx_sumrl.training.stages import STAGED
+from mlx_sumrl.training.trainer import Trainer
+
+
+def load_policy(model: str | Path, *, adapter: str | Path | None = None, **options: Any) -> Policy:
+    """A policy from a folder or a hub id; ``options`` are those of `PolicyConfig` (tuning, dtype, lora, ...).
+
+    Raises `UserError`.
+    """
+    given = {"model": str(model), "adapter": None if adapter is None else str(adapter), **options}
+    return load_with_options(_validated(PolicyConfig, given))
+
+
+def load_examples(
+    rows: str | Path | Sequence[Mapping[str, Any]], policy: Policy, *, target_length: int | None = None, **options: Any
+) -> list[Example]:
+    """Examples from a file, a dataset's name, or rows as dicts; ``options`` are those of `DataConfig`.
+
+    Raises `UserError`.
+    """
+    config = _validated(DataConfig, {"max_prompt_tokens": _room_for_prompt(policy), **options})
+    limit = config.train_rows
+    if isinstance(rows, str | Path):
+        source = read_rows(str(rows), config.train_split, limit)
+    else:
+        source = rows_from("the given rows", [dict(row) for row in rows][:limit])
+    target = LengthConfig().target if target_length is None else target_length
+    loaded = load_rows(source, config, policy.tokenizer, target)
+    print(loaded.report.describe())
+    return loaded.examples
+
+
+def train_sft(
+    policy: Policy, examples: Sequence[Example], *, seed: int = 0, progress: Progress | None = None, **options: Any
+) -> Policy:
+    """Supervised fine-tuning on the references; ``options`` are those of `SftConfig`. Returns the policy."""
+    config = _run_config(policy, {"seed": seed, "sft": _validated(SftConfig, options)})
+    assert config.sft is not None
+    with progress or make_progress() as shown:
+        Trainer(policy, config, progress=shown).sft(examples, config.sft)
+    return policy
+
+
+def train_grpo(
+    policy: Policy,
+    examples: Sequence[Example],
+    *,
+    run: str | Path | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Policy:
+    """GRPO through the stages of a curriculum; the staged default where ``stages`` is left out.
+
+    ``options`` are rooms of `RunConfig` (``length={"target": 64}``, ``grpo={...}``, ``stages=[...]``). ``run``
+    names a folder for metrics, rollouts and checkpoints; without one nothing is written. Returns the policy.
+    Raises `UserError`.
+    """
+    if run is not None:
+        options |= {"runs_dir": Path(run).parent, "name": Path(run).name}
+    config = _run_config(policy, {"stages": STAGED, **options})
+    for stage in config.stages:
+        build_rewards(stage, config.length)
+    folder = RunFolder.create(config) if run is not None else None
+    try:
+        with progress or make_progress() as shown:
+            trainer = Trainer(policy, config, run=folder, progress=shown)
+            for stage in config.stages:
+                trainer.stage(stage, examples)
+    finally:
+        if folder:
+            folder.close()
+    return policy
+
+
+def evaluate(
+    policy: Policy,
+    examples: Sequence[Example],
+    *,
+    target: int | None = None,
+    tolerance: int | None = None,
+    max_tokens: int | None = None,
+    force_length: int | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """One greedy summary per example, scored for length and overlap with its reference.
+
+    ``force_length`` makes every summary exactly that long: the length-matched baseline.
+    """
+    length = LengthConfig()
+    length = LengthConfig(
+        target=length.target if target is None else target,
+        tolerance=length.tolerance if tolerance is None else tolerance,
+    )
+    limit = force_length or max_tokens or _longest(length)
+    batch = EvaluationConfig().batch_size
+    with progress or make_progress() as shown:
+        shown.start("evaluating", len(examples))
+        return evaluate_sampler(
+            LocalSampler(policy, batch),
+            examples,
+            length,
+            Sampling(temperature=0, max_tokens=limit, min_tokens=force_length or 0),
+            batch,
+            progress=lambda done, total: shown.update(done, {}),
+        )
+
+
+def summarize(policy: Policy, text: str, *, target: int | None = None, temperature: float = 0.0, **options: Any) -> str:
+    """A summary of one text; ``options`` are those of `DataConfig` (instruction, system, ...)."""
+    config = _validated(DataConfig, {"max_prompt_tokens": _room_for_prompt(policy), **options})
+    length = LengthConfig() if target is None else LengthConfig(target=target)
+    example = make_example(text, config, policy.tokenizer, length.target)
+    sampling = Sampling(temperature=temperature, max_tokens=_longest(length))
+    return LocalSampler(policy).sample([example], 1, sampling, 0)[0].completions[0].text
+
+
+def _longest(length: LengthConfig) -> int:
+    """Room for half as much again as is asked for, so that a summary which runs on can be seen to."""
+    return length.target + max(length.target // 2, length.tolerance + 1)
+
+
+def _room_for_prompt(policy: Policy) -> int:
+    default = DataConfig().max_prompt_tokens
+    return default if policy.context is None else min(default, max(policy.context - _longest(LengthConfig()), 1))
+
+
+def _run_config(policy: Policy, rooms: Mapping[str, Any]) -> RunConfig:
+    return _validated(RunConfig, {"policy": policy.options, **rooms})
+
+
+def _validated(model: Any, values: Mapping[str, Any]) -> Any:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise UserError(validation_sentence(model, error, lambda path: "")) from None

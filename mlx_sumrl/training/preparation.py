@@ -1,0 +1,119 @@
+"""A run's policy and examples, checked against each other before any training time is spent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+
+from mlx_sumrl.config import PolicyConfig, RunConfig
+from mlx_sumrl.data.example import Example
+from mlx_sumrl.data.examples import Which, config_rows, load_examples
+from mlx_sumrl.errors import UserError
+from mlx_sumrl.policy.loading import load_policy
+from mlx_sumrl.policy.logprobs import HEAD_TOKENS
+from mlx_sumrl.policy.policy import Policy
+from mlx_sumrl.policy.tiny import make_tiny_model
+from mlx_sumrl.reporting.memory_estimate import describe, estimate_peak, machine_memory
+from mlx_sumrl.reporting.model_shape import ModelShape
+from mlx_sumrl.training.seeds import derived_seed
+
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run starts from."""
+
+    policy: Policy
+    train: list[Example]
+    held_out: list[Example]
+    """Rows never trained on; empty when the run names none."""
+
+
+def prepare(config: RunConfig, folder: Path, note: Note) -> Prepared:
+    """Load the policy and the examples of a run; ``folder`` is the run's own, ``note`` tells the user things.
+
+    Raises `UserError` for whatever would go wrong later.
+    """
+    if not config.stages and config.sft is None:
+        raise UserError("there is nothing to do: the run has neither `stages` nor `sft`")
+    if config.data.train is None and config.data.grammar is None:
+        raise UserError("data.train is missing: name a .jsonl, .csv or .parquet file, or a Hugging Face dataset")
+    policy = load_policy(_policy_options(config, folder), seed=derived_seed(config.seed, "adapters"))
+    check_context(config, policy)
+    train = _examples(config, policy, "train", note)
+    held_out = _examples(config, policy, "evaluation", note)
+    _check_apart(train, held_out, note)
+    note(memory_sentence(config, policy))
+    if policy.reconciled and policy.options.tuning != "full":
+        note(
+            f"mlx-lm would misread the config.json of {policy.source}; use export/model rather than the adapter "
+            "on that folder"
+        )
+    return Prepared(policy, train, held_out)
+
+
+def check_context(config: RunConfig, policy: Policy) -> None:
+    """Raises `UserError` when prompts and completions can be longer than what the model was trained for."""
+    needed = config.data.max_prompt_tokens + config.sampling.max_tokens
+    if policy.context is not None and needed > policy.context:
+        raise UserError(
+            f"data.max_prompt_tokens {config.data.max_prompt_tokens} and sampling.max_tokens "
+            f"{config.sampling.max_tokens} make {needed} tokens, and {policy.source} reads {policy.context}; "
+            f"set --data.max_prompt_tokens {max(policy.context - config.sampling.max_tokens, 1)}"
+        )
+
+
+def memory_sentence(config: RunConfig, policy: Policy) -> str:
+    """The estimated peak of a step beside what the machine has."""
+    options = policy.options
+    estimate = estimate_peak(
+        ModelShape.from_config(policy.config),
+        tuning=options.tuning,
+        dtype=options.dtype,
+        prompt_tokens=config.data.max_prompt_tokens,
+        completion_tokens=config.sampling.max_tokens,
+        micro_batch_rows=min(config.grpo.micro_batch_rows, config.grpo.group_size),
+        gradient_checkpointing=options.gradient_checkpointing,
+        sampler_rows=min(config.sampling.max_rows, config.grpo.prompts_per_step * config.grpo.group_size),
+        reference=config.grpo.beta > 0,
+        micro_batches=config.grpo.prompts_per_step,
+        lora_rank=options.lora.rank,
+        lora_layers=options.lora.layers,
+        head_tokens=HEAD_TOKENS,
+    )
+    working_set = mx.device_info().get("max_recommended_working_set_size") if mx.metal.is_available() else None
+    return describe(estimate, machine_memory(), int(working_set) if working_set else None)
+
+
+def _policy_options(config: RunConfig, folder: Path) -> PolicyConfig:
+    """The policy's options, a tiny model made below ``folder`` where one is asked for."""
+    if config.policy.tiny is None:
+        return config.policy
+    rows = config_rows(config.data, "train", config.seed)
+    assert rows is not None
+    columns = (config.data.document_column, config.data.reference_column)
+    texts = [str(row.fields[column]) for row in rows.rows for column in columns if column in row.fields]
+    seed = derived_seed(config.seed, "tiny model")
+    base = make_tiny_model(folder / "base", config.policy.tiny, [config.data.instruction, *texts], seed)
+    return config.policy.model_copy(update={"model": str(base), "tiny": None})
+
+
+def _examples(config: RunConfig, policy: Policy, which: Which, note: Note) -> list[Example]:
+    rows = config_rows(config.data, which, config.seed)
+    if rows is None:
+        return []
+    loaded = load_examples(rows, config.data, policy.tokenizer, config.length.target, which)
+    note(f"{which}: {loaded.report.describe()}")
+    return loaded.examples
+
+
+def _check_apart(train: list[Example], held_out: list[Example], note: Note) -> None:
+    """Tell when held-out documents are among those trained on."""
+    documents = {example.document for example in train}
+    shared = [example.id for example in held_out if example.document in documents]
+    if shared:
+        note(f"{len(shared)} of {len(held_out)} held-out documents are trained on too ({', '.join(shared[:3])})")

@@ -1,0 +1,1 @@
+"""One readable program per job, ``python -m recipes.<job>``."""

@@ -1,0 +1,151 @@
+"""The whole job, shared by `recipes.grpo_staged` and `recipes.grpo_joint`: they differ in their stages alone.
+
+prepare -> (supervised fine-tuning) -> evaluate -> each stage, evaluated after it -> export -> table and samples.
+With ``--resume runs/NAME`` every part that is already on disk is taken from there.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from mlx_sumrl.command_line import Command, parse_command
+from mlx_sumrl.config import RunConfig
+from mlx_sumrl.data.example import Example
+from mlx_sumrl.evaluation.evaluate import evaluate
+from mlx_sumrl.evaluation.results import Evaluation
+from mlx_sumrl.evaluation.table import comparison_table
+from mlx_sumrl.policy.export import export_adapter, export_model, export_peft
+from mlx_sumrl.policy.policy import Policy
+from mlx_sumrl.reporting.progress import Progress, make_progress
+from mlx_sumrl.reporting.run_folder import RunFolder
+from mlx_sumrl.rewards.scoring import build_rewards
+from mlx_sumrl.rollouts import LocalSampler, Sampling
+from mlx_sumrl.training.preparation import prepare
+from mlx_sumrl.training.trainer import Trainer
+
+
+def main(name: str, description: str, stages: Sequence[Mapping[str, Any]], argv: Sequence[str] | None = None) -> None:
+    """Parse the command line and do the job; ``stages`` are the recipe's own where the config has none."""
+    command = parse_command(
+        RunConfig, argv, prog=f"python -m recipes.{name}", description=description, defaults={"stages": list(stages)}
+    )
+    config, run = opened(command)
+    with run, make_progress() as progress:
+        train(config, run, progress)
+
+
+def opened(command: Command[RunConfig]) -> tuple[RunConfig, RunFolder]:
+    """A new run's folder, or the one to go on with."""
+    if isinstance(command.run, Path):
+        config, run = RunFolder.open(command.run, RunConfig)
+        return config.model_copy(update={"runs_dir": run.path.parent, "name": run.path.name}), run
+    for stage in command.run.stages:
+        build_rewards(stage, command.run.length)  # a reward that cannot be found is known before a folder is made
+    return command.run, RunFolder.create(command.run)
+
+
+def train(config: RunConfig, run: RunFolder, progress: Progress) -> None:
+    """The job, top to bottom."""
+    prepared = prepare(config, run.path, progress.note)
+    policy = prepared.policy
+    trainer = Trainer(policy, config, run=run, progress=progress)
+    if trainer.restore():
+        progress.note(f"going on after step {trainer.state.step}")
+
+    if config.sft:
+        trainer.sft(prepared.train, config.sft)
+    evaluations = {"before": evaluated("before", config, run, policy, prepared.held_out, progress)}
+    if config.evaluation.length_matched_baseline:
+        evaluations["length-matched"] = evaluated(
+            "length-matched", config, run, policy, prepared.held_out, progress, forced=config.length.target
+        )
+    for stage in config.stages:
+        trainer.stage(stage, prepared.train)
+        evaluations[stage.name] = evaluated(stage.name, config, run, policy, prepared.held_out, progress)
+
+    exported = export(config, run, policy)
+    report(config, run, evaluations, exported)
+
+
+def evaluated(
+    name: str,
+    config: RunConfig,
+    run: RunFolder,
+    policy: Policy,
+    examples: Sequence[Example],
+    progress: Progress,
+    forced: int | None = None,
+) -> Evaluation | None:
+    """The policy on held-out rows, greedily; read back when the run has it already; None without such rows.
+
+    ``forced`` makes every summary exactly that long: stop tokens forbidden before, cut there.
+    """
+    if not examples:
+        return None
+    file = run.path / "evaluation" / f"{name}.json"
+    if file.is_file():
+        return Evaluation.from_json(json.loads(file.read_text()))
+    sampling = Sampling(temperature=0, max_tokens=forced or config.sampling.max_tokens, min_tokens=forced or 0)
+    progress.start(f"evaluating {name}", len(examples))
+    result = evaluate(
+        LocalSampler(policy, config.evaluation.batch_size),
+        examples,
+        config.length,
+        sampling,
+        config.evaluation.batch_size,
+        progress=lambda done, total: progress.update(done, {}),
+    )
+    progress.finish()
+    run.write_json(file.relative_to(run.path), result.to_json())
+    return result
+
+
+def export(config: RunConfig, run: RunFolder, policy: Policy) -> list[Path]:
+    """Everything others can load, below export/."""
+    exported = []
+    if config.export.adapter and policy.options.tuning != "full":
+        exported.append(export_adapter(policy, run.path / "export" / "adapter"))
+        if policy.options.tuning == "lora":
+            exported.append(export_peft(policy, run.path / "export" / "peft"))
+    if config.export.fused:
+        exported.append(export_model(policy, run.path / "export" / "model"))
+    return exported
+
+
+def report(
+    config: RunConfig, run: RunFolder, evaluations: Mapping[str, Evaluation | None], exported: Sequence[Path]
+) -> None:
+    """evaluation/final.json, the table, and sample summaries."""
+    console = Console()
+    known = {name: evaluation for name, evaluation in evaluations.items() if evaluation is not None}
+    if known:
+        stages = [{"name": stage.name, **known[stage.name].summary} for stage in config.stages]
+        final: dict[str, Any] = {"before": known["before"].summary, "stages": stages}
+        final["after"] = stages[-1] if stages else known["before"].summary
+        if "length-matched" in known:
+            final["length_matched"] = known["length-matched"].summary
+        run.write_json("evaluation/final.json", final)
+        title = f"{len(known['before'].rows)} held-out rows, target {config.length.target} ± {config.length.tolerance}"
+        labels = {stage.name: f"after {stage.name}" for stage in config.stages}
+        console.print(comparison_table({labels.get(name, name): one for name, one in known.items()}, title))
+        missing = known["before"].meteor_missing
+        if missing:
+            console.print(f"no METEOR: {missing}", highlight=False)
+        last = known[config.stages[-1].name] if config.stages else known["before"]
+        for row in last.rows[: config.evaluation.samples]:
+            console.print(f"\n[bold]{row.id}[/bold], {row.length} tokens", highlight=False)
+            console.print("text:      " + " ".join(row.document.split())[:400], markup=False, highlight=False)
+            console.print("reference: " + " ".join(row.reference.split()), markup=False, highlight=False)
+            console.print("summary:   " + " ".join(row.text.split()), markup=False, highlight=False)
+    console.print()
+    for path in exported:
+        console.print(f"exported {path}", markup=False, highlight=False)
+    console.print(f"run folder {run.path}", markup=False, highlight=False)
+    sys.stdout.flush()
+

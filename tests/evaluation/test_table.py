@@ -1,0 +1,72 @@
+"""Evaluations side by side, cell for cell."""
+
+from __future__ import annotations
+
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from mlx_sumrl.evaluation import Evaluation, comparison_markdown, comparison_table
+
+
+@pytest.fixture
+def evaluations() -> dict[str, Evaluation]:
+    base = {
+        "rows": 48,
+        "within": 1 / 48,
+        "exact": 0.0,
+        "length_mean": 30.04,
+        "length_std": 11.96,
+        "unfinished": 0.0,
+        "rouge1": 0.3333,
+        "rouge2": 0.1,
+        "rougeL": 0.2714,
+        "rouge1_recall": 0.4,
+        "rouge2_recall": 0.2,
+        "rougeL_recall": 0.35,
+        "meteor": 0.198,
+    }
+    return {
+        "untrained": Evaluation((), base),
+        "grpo [red]": Evaluation((), {**base, "within": 1.0, "meteor": None}, "no WordNet"),
+    }
+
+
+def test_markdown(evaluations):
+    assert comparison_markdown(evaluations) == (
+        "| Policy | Within | Exact | Length | ROUGE-1 | ROUGE-2 | ROUGE-L | ROUGE-L recall | METEOR |\n"
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n"
+        "| untrained | 2.1 | 0.0 | 30.0 ± 12.0 | 33.3 | 10.0 | 27.1 | 35.0 | 19.8 |\n"
+        "| grpo [red] | 100.0 | 0.0 | 30.0 ± 12.0 | 33.3 | 10.0 | 27.1 | 35.0 | - |\n"
+    )
+
+
+def test_rich_table_shows_the_same_cells(evaluations):
+    output = StringIO()
+    Console(file=output, width=140).print(comparison_table(evaluations, title="Held-out rows"))
+    lines = output.getvalue().splitlines()
+    assert lines[0].strip() == "Held-out rows"
+    cells = [[cell.strip() for cell in line.strip("│┃").replace("┃", "│").split("│")] for line in lines]
+    rows = [line for line in cells if len(line) == 9]
+    headers = [
+        "Policy",
+        "Within",
+        "Exact",
+        "Length",
+        "ROUGE-1",
+        "ROUGE-2",
+        "ROUGE-L",
+        "ROUGE-L recall",
+        "METEOR",
+    ]
+    assert rows == [
+        headers,
+        ["untrained", "2.1", "0.0", "30.0 ± 12.0", "33.3", "10.0", "27.1", "35.0", "19.8"],
+        ["grpo [red]", "100.0", "0.0", "30.0 ± 12.0", "33.3", "10.0", "27.1", "35.0", "-"],
+    ]
+
+
+def test_a_bar_in_a_name_does_not_end_the_markdown_cell(evaluations):
+    last = comparison_markdown({"a|b": evaluations["untrained"]}).splitlines()[-1]
+    assert last.startswith("| a\\|b | 2.1 |")

@@ -1,0 +1,52 @@
+"""The length rewards, by hand, at target 64 and tolerance 5."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from mlx_sumrl.config import LengthConfig
+from mlx_sumrl.rewards import LengthReward, WithinReward, length_reward
+
+
+@pytest.mark.parametrize(
+    ("length", "expected"),
+    [(64, 0.0), (63, -1 / 64), (65, -1 / 64), (32, -0.5), (96, -0.5), (0, -1.0), (128, -1.0), (1000, -1.0)],
+)
+def test_finished_completion_loses_its_relative_distance_and_at_most_one(completion, length, expected):
+    assert length_reward(completion(length), 64) == expected
+
+
+def test_on_target_is_plain_zero_not_minus_zero(completion):
+    assert math.copysign(1.0, length_reward(completion(64), 64)) == 1.0
+
+
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 500])
+def test_unfinished_completion_gets_the_lowest_value_whatever_its_length(completion, length):
+    assert length_reward(completion(length, "length"), 64) == -1.0
+
+
+def test_length_reward_of_groups(completion, group):
+    groups = [group(completion(64), completion(48)), group(completion(64, "length"), completion(80))]
+    np.testing.assert_array_equal(LengthReward("length", 64)(groups), [[0.0, -0.25], [-1.0, -0.25]])
+
+
+def test_within_ends_at_the_tolerance_and_needs_a_stop(completion, group):
+    lengths = [58, 59, 64, 69, 70]
+    groups = [
+        group(*(completion(n) for n in lengths)),
+        group(*(completion(n, "length") for n in lengths)),
+    ]
+    within_PG = WithinReward("within", LengthConfig(target=64, tolerance=5))(groups)
+    np.testing.assert_array_equal(within_PG, [[0, 1, 1, 1, 0], [0, 0, 0, 0, 0]])
+    assert within_PG.dtype == np.float64
+
+
+def test_groups_of_different_sizes_and_none_at_all_are_refused(completion, group):
+    reward = LengthReward("length", 64)
+    with pytest.raises(ValueError, match=r"2 groups of sizes \[1, 2\]"):
+        reward([group(completion(1)), group(completion(1), completion(2))])
+    with pytest.raises(ValueError, match="0 groups"):
+        reward([])

@@ -1,4 +1,4 @@
-"""What MLX can do on this machine, asked in a process of its own: a broken driver or BLAS may crash or hang it."""
+"""What MLX can do on this machine, asked in a process of its own: a broken driver may crash or hang it."""
 
 from __future__ import annotations
 
@@ -25,10 +25,12 @@ MARK = "FACTS"
 
 def main() -> None:
     """Print the facts as one JSON line; runs in the child process."""
+    from importlib.metadata import version
+
     import mlx.core as mx
 
     facts: dict[str, Any] = {
-        "version": mx.__version__,
+        "version": version("mlx"),
         "device": str(mx.default_device()),
         "blas": blas.LOADED,
     }
@@ -60,7 +62,8 @@ def mlx_facts(seconds: float = PROBE_SECONDS) -> dict[str, Any]:
     """What MLX says of itself and how fast it is; ``{"error": ...}`` when it does not answer."""
     try:
         done = subprocess.run(
-            [sys.executable, "-c", PROBE],
+            [sys.executable, "-c", "from benchmarks.mlx_probe import main; main()"],
+            cwd=Path(__file__).parent.parent,
             capture_output=True,
             text=True,
             timeout=seconds,

@@ -47,22 +47,20 @@ def encode(
     """
     ids, spans = _tokenise(tokenizer, text, add_special_tokens=add_special_tokens)
     control = _control_tokens(tokenizer, len(tokenizer))
-    if not any(token_id in control for token_id in ids):
-        return Encoding(tuple(ids), tuple(spans))
-    safe_ids: list[int] = []
-    safe_spans: list[Span] = []
-    for token_id, (start, end) in zip(ids, spans, strict=True):
+    # From the end, so that what is spliced in moves no place that is still to come.
+    for i in reversed([i for i, token_id in enumerate(ids) if token_id in control]):
+        start, end = spans[i]
         # A token with `lstrip` or `rstrip` takes the spaces beside it along; its name says whose it is.
         name = text[start:end].strip()
         begin = start + text[start:end].find(name)
-        if token_id in control and name and any(begin < b and a < begin + len(name) for a, b in data):
-            pieces = _spell(tokenizer, text[start:end], control)
-            safe_ids += pieces.ids
-            safe_spans += [(start + a, start + b) for a, b in pieces.spans]
-        else:
-            safe_ids.append(token_id)
-            safe_spans.append((start, end))
-    return Encoding(tuple(safe_ids), tuple(safe_spans))
+        if not name or not any(begin < b and a < begin + len(name) for a, b in data):
+            continue
+        if ids[i] == tokenizer.unk_token_id and name != tokenizer.unk_token:
+            continue  # some families write the same token for a character they do not know, which is no name
+        pieces = _spell(tokenizer, text[start:end], control)
+        ids[i : i + 1] = pieces.ids
+        spans[i : i + 1] = [(start + a, start + b) for a, b in pieces.spans]
+    return Encoding(tuple(ids), tuple(spans))
 
 
 def cut(encoding: Encoding, span: Span, longest: int) -> Encoding | None:
@@ -115,7 +113,7 @@ def _control_tokens(tokenizer: Any, size: int) -> frozenset[int]:
         token_id
         for token_id, token in tokenizer.added_tokens_decoder.items()
         if token.special or (token.content[:1] + token.content[-1:] in ("<>", "[]"))
-    ) - {tokenizer.unk_token_id}
+    )
 
 
 def _spell(tokenizer: Any, name: str, control: frozenset[int]) -> Encoding:

@@ -159,9 +159,9 @@ def _text(row: Row, column: str, role: str) -> str:
         raise UnusableRowError(f"no {role}")
     if not isinstance(value, str):
         raise UnusableRowError(f"the {role} is not text")
+    _check_unicode(value, role)
     if not any(character.isprintable() and not character.isspace() for character in value):
         raise UnusableRowError(f"empty {role}")
-    _check_unicode(value, role)
     return value
 
 

@@ -103,7 +103,7 @@ def export_model(policy: Policy, folder: str | Path) -> Path:
     weights = mlx_internals.hugging_face_layout(weights, policy.config["model_type"])
     with _whole_folder(Path(folder)) as path:
         mx.save_safetensors(str(path / "model.safetensors"), weights, metadata={"format": "pt"})
-        _write_json(path / "config.json", policy.config | {"torch_dtype": policy.options.dtype})
+        _write_json(path / "config.json", policy.config | dict.fromkeys(("dtype", "torch_dtype"), policy.options.dtype))
         for name in TOKENIZER_FILES:
             if (policy.folder / name).is_file():
                 shutil.copyfile(policy.folder / name, path / name)

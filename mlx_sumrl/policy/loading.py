@@ -9,6 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_map
+from pydantic import ValidationError
 
 from mlx_sumrl.config import LoraConfig, PolicyConfig
 from mlx_sumrl.errors import UserError
@@ -16,6 +17,7 @@ from mlx_sumrl.policy import mlx_internals
 from mlx_sumrl.policy.policy import Policy
 from mlx_sumrl.policy.reconcile import context_length, reconciled_config, weight_names
 
+VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 HUB_FILES = ["*.json", "model*.safetensors", "tokenizer.model", "*.tiktoken", "*.txt", "*.jinja"]
 
 
@@ -87,11 +89,16 @@ def model_folder(name: str) -> Path:
 
 
 def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
-    """The Hugging Face tokenizer of a model folder. Raises `UserError`."""
-    from transformers import AutoTokenizer
+    """The Hugging Face tokenizer of a model folder, exactly as its tokenizer.json has it. Raises `UserError`."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    if not any((folder / name).is_file() for name in VOCABULARY_FILES):
+        # transformers 5 then makes an empty tokenizer for some families and says nothing
+        raise UserError(f"{folder} has no tokenizer ({', '.join(VOCABULARY_FILES)}): copy it from the base model")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        if _rebuilt(tokenizer, folder / "tokenizer.json"):
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{folder} has no tokenizer that can be loaded: {reason}") from error
@@ -100,21 +107,40 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
     return tokenizer
 
 
+def _rebuilt(tokenizer: Any, file: Path) -> bool:
+    """Whether transformers split texts by rules of its own in place of those in tokenizer.json.
+
+    For model_type qwen2 (among others) it takes only the vocabulary from the file and builds the rest as Qwen's
+    own tokenizer has it: a model trained with another one then gets half of its prompts in other tokens.
+    """
+    if not tokenizer.is_fast or not file.is_file():
+        return False
+    ours, theirs = json.loads(file.read_text(encoding="utf-8")), json.loads(tokenizer.backend_tokenizer.to_str())
+    return any(ours.get(part) != theirs.get(part) for part in ("normalizer", "pre_tokenizer"))
+
+
 def _read_config(folder: Path) -> dict[str, Any]:
     config: dict[str, Any] = {}
     for file in ("config.json", "generation_config.json"):
         path = folder / file
         if not path.is_file():
             continue
-        try:
-            content = json.loads(path.read_text())
-        except ValueError as error:
-            raise UserError(f"{path} is not JSON: {error}") from error
+        content = _read_object(path)
         if file == "config.json":
             config = content
         elif content.get("eos_token_id") is not None:
             config["eos_token_id"] = content["eos_token_id"]
     return config
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__} where a JSON object belongs")
+    return content
 
 
 def _stop_ids(config: dict[str, Any], tokenizer: Any, source: str) -> frozenset[int]:
@@ -162,7 +188,8 @@ def _check_keys(policy: Policy, lora: LoraConfig) -> tuple[str, ...]:
         return tuple(known)
     for key in lora.keys:
         if key not in known:
-            close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            close = [name for name in known if name.endswith(f".{key}")]
+            close += difflib.get_close_matches(key, known, n=1, cutoff=0.5)
             meant = f" (did you mean {close[0]!r}?)" if close else ""
             raise UserError(
                 f"policy.lora.keys: {key!r} matches no linear layer of {policy.source}{meant}; "
@@ -178,7 +205,7 @@ def _read_adapter_config(folder: Path) -> tuple[str, LoraConfig]:
     path = folder / "adapter_config.json"
     if not path.is_file() or not (folder / "adapters.safetensors").is_file():
         raise UserError(f"{folder} is not an mlx_lm adapter folder (adapter_config.json, adapters.safetensors)")
-    content = json.loads(path.read_text())
+    content = _read_object(path)
     kind = content.get("fine_tune_type", "lora")
     if kind not in ("lora", "dora"):
         raise UserError(f"{path}: fine_tune_type {kind!r} is not lora or dora")
@@ -193,12 +220,22 @@ def _read_adapter_config(folder: Path) -> tuple[str, LoraConfig]:
             keys=parameters.get("keys"),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} lacks what an adapter needs (lora_parameters with rank and scale): {error}") from error
+        if isinstance(error, ValidationError):
+            reason = "; ".join(f"{entry['loc'][0]}: {entry['msg']}" for entry in error.errors())
+        else:
+            reason = str(error)
+        raise UserError(
+            f"{path} lacks what an adapter needs (lora_parameters with rank and scale): {reason}"
+        ) from error
     return kind, lora
 
 
 def _load_adapter_weights(policy: Policy, folder: Path) -> None:
-    weights = mx.load(str(folder / "adapters.safetensors"))
+    file = folder / "adapters.safetensors"
+    try:
+        weights = mx.load(str(file))
+    except RuntimeError as error:
+        raise UserError(f"{file} is not a whole safetensors file ({error}); copy or export it again") from error
     assert isinstance(weights, dict)
     try:
         policy.set_weights(weights)

@@ -32,7 +32,7 @@ def load_weights(folder: Path, config: dict[str, Any], trust_remote_code: bool) 
     """The model of a local folder, with ``config`` in place of what its config.json says."""
     try:
         model, _ = mlx_lm_load_model(folder, model_config=config, trust_remote_code=trust_remote_code)
-    except (ValueError, FileNotFoundError, KeyError, TypeError) as error:
+    except (ValueError, FileNotFoundError, KeyError, TypeError, RuntimeError) as error:
         raise UserError(f"the model in {folder} cannot be loaded: {_first_line(error)}") from error
     loaded: nn.Module = model
     return loaded
@@ -136,8 +136,9 @@ def fused_weights(model: nn.Module) -> dict[str, mx.array]:
     covered: set[str] = set()
     for name, module in adapter_modules(model):
         covered.add(name + ".")
+        below = dict(tree_flatten(module.linear.parameters()))
         for leaf, array in tree_flatten(module.fuse().parameters()):
-            fused[f"{name}.{leaf}"] = array
+            fused[f"{name}.{leaf}"] = array.astype(below[leaf].dtype)  # DoRA's float32 magnitudes widen it
     for name, array in tree_flatten(model.parameters()):
         if not any(name.startswith(prefix) for prefix in covered):
             fused[name] = array

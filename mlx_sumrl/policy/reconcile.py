@@ -33,9 +33,12 @@ def weight_names(folder: Path) -> set[str]:
     for file in sorted(folder.glob("model*.safetensors")):
         with file.open("rb") as stream:
             size = int.from_bytes(stream.read(8), "little")
-            if not 0 < size <= file.stat().st_size:
-                raise UserError(f"{file} is not a whole safetensors file; copy or download the model again")
-            header = json.loads(stream.read(size))
+            try:
+                header = json.loads(stream.read(size)) if 0 < size <= file.stat().st_size else None
+            except ValueError:
+                header = None
+        if not isinstance(header, dict):
+            raise UserError(f"{file} is not a whole safetensors file; copy or download the model again")
         names.update(name for name in header if name != "__metadata__")
     return names
 

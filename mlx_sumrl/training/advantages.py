@@ -16,7 +16,7 @@ from mlx_sumrl.config import GrpoConfig
 FloatArray = npt.NDArray[np.float64]
 
 SPREAD_FLOOR = 1e-8
-"""Standard deviations up to this are rounding, not a difference between completions."""
+"""A range (largest minus smallest of a group) up to this is rounding, not a difference."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,8 @@ def group_advantages(contributions_PGR: FloatArray, weights_R: FloatArray, optio
         values_PG = np.sum(
             [size * _normalized(contributions_PGR[..., r], scale) for r, size in enumerate(sizes_R)], axis=0
         )
+        # Rewards may cancel each other; what is left of them then is rounding too.
+        values_PG = np.where(_flat(values_PG), 0.0, values_PG)
     return Advantages(values_PG, zero_spread=int((values_PG == 0).all(axis=-1).sum()))
 
 
@@ -57,8 +59,16 @@ def _normalized(rewards_PG: FloatArray, scale: bool) -> FloatArray:
     count = np.maximum(present.sum(axis=-1, keepdims=True), 1)
     mean = np.where(present, rewards_PG, 0.0).sum(axis=-1, keepdims=True) / count
     centred = np.where(present, rewards_PG - mean, 0.0)
-    spread = np.sqrt(np.square(centred).sum(axis=-1, keepdims=True) / count)
-    flat = spread <= SPREAD_FLOOR
+    flat = _flat(rewards_PG)
     if scale:
+        spread = np.sqrt(np.square(centred).sum(axis=-1, keepdims=True) / count)
         centred = centred / np.where(flat, 1.0, spread)
     return np.where(flat, 0.0, centred)
+
+
+def _flat(values_PG: FloatArray) -> npt.NDArray[np.bool_]:
+    """[P, 1], whether what is there of a group is all the same: by its range, free of a mean's rounding."""
+    missing = np.isnan(values_PG)
+    highest = np.where(missing, -np.inf, values_PG).max(axis=-1, keepdims=True)
+    lowest = np.where(missing, np.inf, values_PG).min(axis=-1, keepdims=True)
+    return np.asarray(highest - lowest <= SPREAD_FLOOR)

@@ -87,16 +87,15 @@ def grpo_loss(inputs: LossInputs, options: GrpoConfig, normalizer: Normalizer) -
     advantages_B1 = inputs.advantages_B[:, None]
     # Padding counts as ratio 1, so that nothing there can overflow.
     log_ratio_BT = (inputs.logprobs_BT - inputs.sampler_logprobs_BT) * mask
-    ratio_BT = mx.exp(log_ratio_BT)
-    level_ratio_BT = ratio_BT
+    level_log_ratio_BT = log_ratio_BT
     if ratio_level(options) == "sequence":
         mean_B1 = log_ratio_BT.sum(axis=1, keepdims=True) / mx.maximum(mask.sum(axis=1, keepdims=True), 1)
-        level_ratio_BT = mx.broadcast_to(mx.exp(mean_B1), mask.shape)
+        level_log_ratio_BT = mx.broadcast_to(mean_B1, mask.shape)
 
-    losses_BT, touched_BT = _policy_losses(inputs.logprobs_BT, level_ratio_BT, advantages_B1, options)
+    losses_BT, touched_BT = _policy_losses(inputs.logprobs_BT, level_log_ratio_BT, advantages_B1, options)
     metrics: LossMetrics = {
         "tokens": mask.sum(),
-        "ratio": (mx.stop_gradient(level_ratio_BT) * mask).sum(),
+        "ratio": (mx.exp(mx.stop_gradient(level_log_ratio_BT)) * mask).sum(),
         "clipped": (touched_BT * mask).sum(),
         "sampler_kl": -(mx.stop_gradient(log_ratio_BT)).sum(),
     }
@@ -104,7 +103,7 @@ def grpo_loss(inputs: LossInputs, options: GrpoConfig, normalizer: Normalizer) -
         if inputs.reference_logprobs_BT is None:
             raise ValueError("beta > 0 needs the reference's log-probabilities")
         difference_BT = (inputs.reference_logprobs_BT - inputs.logprobs_BT) * mask
-        losses_BT = losses_BT + options.beta * _kl_losses(difference_BT, ratio_BT, options)
+        losses_BT = losses_BT + options.beta * _kl_losses(difference_BT, log_ratio_BT, options)
         frozen = mx.stop_gradient(difference_BT)
         metrics["kl"] = (mx.exp(frozen) - frozen - 1).sum()
     return _aggregate(losses_BT, mask, options, normalizer), metrics
@@ -124,30 +123,36 @@ def clip_bounds(options: GrpoConfig) -> tuple[float, float]:
 
 
 def _policy_losses(
-    logprobs_BT: mx.array, ratio_BT: mx.array, advantages_B1: mx.array, options: GrpoConfig
+    logprobs_BT: mx.array, log_ratio_BT: mx.array, advantages_B1: mx.array, options: GrpoConfig
 ) -> tuple[mx.array, mx.array]:
-    """Token losses [B, T], and 1 where the correction changed one."""
+    """Token losses [B, T], and 1 where the correction changed one.
+
+    A ratio may be infinite in float32. Where the correction takes it out, neither the loss nor the gradient
+    may see it: 0 * inf is NaN. So `where` chooses, never a product, and it does so before an `exp` that a
+    gradient goes through.
+    """
     low, high = clip_bounds(options)
     cap = options.truncate_at
-    frozen = mx.stop_gradient(ratio_BT)
+    frozen = mx.exp(mx.stop_gradient(log_ratio_BT))
     if options.correction == "clip":
-        plain, clipped = ratio_BT * advantages_B1, mx.clip(ratio_BT, low, high) * advantages_B1
         touched = ((frozen < low) & (advantages_B1 < 0)) | ((frozen > high) & (advantages_B1 > 0))
-        return -mx.minimum(plain, clipped), touched.astype(mx.float32)
+        flat = touched | (advantages_B1 == 0)
+        live = mx.exp(mx.where(flat, 0.0, log_ratio_BT))
+        return -mx.where(flat, mx.clip(frozen, low, high), live) * advantages_B1, touched.astype(mx.float32)
     if options.correction == "truncate":
         weight = mx.minimum(frozen, cap)
         return -weight * advantages_B1 * logprobs_BT, (frozen > cap).astype(mx.float32)
     if options.correction == "mask":
-        inside = ((frozen >= 1 / cap) & (frozen <= cap)).astype(mx.float32)
-        return -frozen * inside * advantages_B1 * logprobs_BT, 1 - inside
-    return -ratio_BT * advantages_B1, mx.zeros(ratio_BT.shape)
+        inside = (frozen >= 1 / cap) & (frozen <= cap)
+        return -mx.where(inside, frozen, 0.0) * advantages_B1 * logprobs_BT, 1 - inside.astype(mx.float32)
+    return -mx.exp(log_ratio_BT) * advantages_B1, mx.zeros(log_ratio_BT.shape)
 
 
-def _kl_losses(difference_BT: mx.array, ratio_BT: mx.array, options: GrpoConfig) -> mx.array:
+def _kl_losses(difference_BT: mx.array, log_ratio_BT: mx.array, options: GrpoConfig) -> mx.array:
     if options.kl == "k2":
         return 0.5 * mx.square(difference_BT)
     k3 = mx.exp(difference_BT) - difference_BT - 1
-    return ratio_BT * k3 if options.kl == "k3_weighted" else k3
+    return mx.exp(log_ratio_BT) * k3 if options.kl == "k3_weighted" else k3
 
 
 def _aggregate(losses_BT: mx.array, mask_BT: mx.array, options: GrpoConfig, normalizer: Normalizer) -> mx.array:

@@ -40,5 +40,8 @@ def metaspace_tokenizer() -> Any:
     core.normalizer = normalizers.Sequence(
         [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
     )
+    core.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
     core.add_tokens([control("<s>"), control("</s>")])
     return PreTrainedTokenizerFast(tokenizer_object=core)

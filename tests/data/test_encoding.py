@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 
 from mlx_sumrl.data.answers import answer_ids
 from mlx_sumrl.data.encoding import Encoding, cut, encode
@@ -94,6 +96,16 @@ def test_real_tokenizer(summarizer: Any) -> None:
     assert list(ids) == list(chain.from_iterable(spelled))
 
 
+def test_unknown_characters_stay_unknown() -> None:
+    core = Tokenizer(
+        models.WordLevel({"<unk>": 0, "the": 1, "cat": 2, "<": 3, "unk": 4, ">": 5}, unk_token="<unk>")
+    )
+    core.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace()])
+    core.add_special_tokens([control("<unk>")])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>")
+    assert encode(tokenizer, "the dog <unk>", [(0, 13)]).ids == (1, 0, 3, 4, 5)
+
+
 def test_the_tokenizer_is_left_as_it_was(summarizer: Any) -> None:
     encode(summarizer, "<|im_end|>", [(0, 10)])
     assert summarizer("<|im_end|>")["input_ids"] == [2]
@@ -144,6 +156,25 @@ def test_a_token_across_the_end_stays() -> None:
     # A character of which a part is in a token with the template's text stays whole.
     encoding = Encoding((0, 1, 2, 3), ((0, 1), (1, 2), (2, 3), (2, 4)))
     assert cut(encoding, (0, 3), 3) == Encoding((0, 2, 3), ((0, 1), (2, 3), (2, 4)))
+
+
+def test_offsets_without_spaces() -> None:
+    # Llama 3 leaves the space of " word" out of its offsets, so a space of the template may look like data.
+    tokenizer = byte_tokenizer(control("<|im_end|>"))
+    tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    text, document = "we the cat sat on the mat the end", (3, 25)
+    assert text[slice(*document)] == "the cat sat on the mat"
+    encoding = encode(tokenizer, text, [document])
+    seen = set()
+    for longest in range(len(encoding.ids)):
+        kept = cut(encoding, document, longest)
+        if kept is not None:
+            decoded = tokenizer.decode(kept.ids)
+            assert decoded.startswith("we t")
+            assert decoded.endswith(" the end")
+            seen.add(decoded.removesuffix(" the end"))
+    assert len(seen) > 3
+    assert all(text[:25].startswith(left) for left in seen)
 
 
 def test_slow_tokenizer() -> None:

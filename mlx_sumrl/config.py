@@ -11,13 +11,16 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Positive = Field(gt=0)
+Dtype = Literal["float32", "bfloat16"]
+DEFAULT_DTYPE: Dtype = "bfloat16"
 
 
 class Room(BaseModel):
     """Options of one room: typed, frozen, unknown keys refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=()
+    )
 
 
 class GrammarConfig(Room):
@@ -68,7 +71,9 @@ class DataConfig(Room):
         if "{document}" not in self.instruction:
             raise ValueError("data.instruction must contain {document}, where the text to summarise goes")
         if self.grammar is not None and (self.train or self.evaluation):
-            raise ValueError("data.grammar makes its own rows: leave out data.train and data.evaluation, or data.grammar")
+            raise ValueError(
+                "data.grammar makes its own rows: leave out data.train and data.evaluation, or data.grammar"
+            )
         return self
 
 
@@ -96,10 +101,15 @@ class TinyModelConfig(Room):
     """A tiny model made on the spot, with a tokenizer trained on the training texts."""
 
     vocabulary: int = Field(default=512, ge=300)
+    """Tokens of its tokenizer, special ones included."""
     hidden_size: int = Field(default=128, gt=0)
+    """Width of the model."""
     layers: int = Field(default=3, gt=0)
+    """Transformer blocks."""
     heads: int = Field(default=4, gt=0)
+    """Attention heads."""
     context: int = Field(default=512, gt=0)
+    """Most tokens of prompt and completion together."""
 
 
 class PolicyConfig(Room):
@@ -113,9 +123,10 @@ class PolicyConfig(Room):
     """Adapter folder to start from; its own rank and layers are used."""
     tuning: Literal["full", "lora", "dora"] = "lora"
     """Train every parameter (embeddings too), or low-rank adapters."""
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    dtype: Dtype = DEFAULT_DTYPE
     """Type of the weights. Losses and log-probabilities are float32 in any case."""
     lora: LoraConfig = LoraConfig()
+    """Shape of the adapters, with lora and dora."""
     gradient_checkpointing: bool = False
     """Recompute each layer in the backward pass: less memory, about a third more time."""
     trust_remote_code: bool = False
@@ -124,7 +135,9 @@ class PolicyConfig(Room):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if (self.model is None) == (self.tiny is None):
-            raise ValueError("give exactly one of policy.model (a folder or hub id) and policy.tiny (make one)")
+            raise ValueError(
+                "give exactly one of policy.model (a folder or hub id) and policy.tiny (make one)"
+            )
         return self
 
 
@@ -132,7 +145,9 @@ class SamplingConfig(Room):
     """How completions are drawn in training."""
 
     temperature: float = Field(default=1.0, gt=0)
+    """Logits are divided by it."""
     top_p: float = Field(default=1.0, gt=0, le=1)
+    """Keep the most likely tokens up to this probability; 1 keeps all."""
     top_k: int = Field(default=0, ge=0)
     """0 switches the filter off."""
     max_tokens: int = Field(default=96, gt=1)
@@ -145,6 +160,7 @@ class LengthConfig(Room):
     """The length that is asked for. Only tokens count here; the stop token does not."""
 
     target: int = Field(default=64, gt=0)
+    """Tokens asked for."""
     tolerance: int = Field(default=5, ge=0)
     """A completion is within when it stopped by itself and |length - target| <= tolerance."""
 
@@ -175,6 +191,7 @@ class RewardConfig(Room):
     weight: float = 1.0
     """0 logs the reward without training on it."""
     gate: GateConfig | None = None
+    """Counts only where this is met."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -192,8 +209,11 @@ class OptimizerConfig(Room):
     """AdamW (Loshchilov and Hutter 2019) with bias correction, moments in float32."""
 
     learning_rate: float = Field(default=1e-5, gt=0)
+    """Peak step size."""
     betas: tuple[float, float] = (0.9, 0.99)
+    """Decay of the first and second moment."""
     eps: float = Field(default=1e-8, gt=0)
+    """Added to the root of the second moment."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled; on matrices only."""
     rounding: Literal["stochastic", "nearest"] = "stochastic"
@@ -203,27 +223,38 @@ class OptimizerConfig(Room):
     warmup_steps: int = Field(default=0, ge=0)
     """Steps over which the learning rate rises from 0."""
     final_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of the learning rate left at the end of a schedule."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients with a larger global norm are scaled down to it."""
     max_bad_steps: int = Field(default=5, gt=0)
     """Stop after this many steps in a row with a loss or gradient that is not finite."""
 
 
+class SftOptimizerConfig(OptimizerConfig):
+    """The same optimiser with the learning rate that supervised training bears."""
+
+    learning_rate: float = Field(default=1e-4, gt=0)
+    """Peak step size."""
+
+
 class SftConfig(Room):
     """Supervised fine-tuning on the references, before any reinforcement."""
 
     steps: int = Field(default=200, gt=0)
+    """Optimiser steps."""
     batch_size: int = Field(default=16, gt=0)
     """Examples per step."""
     micro_batch_rows: int = Field(default=16, gt=0)
     """Rows in one forward and backward pass; the gradient is the same whatever it is."""
-    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4)
+    optimizer: SftOptimizerConfig = SftOptimizerConfig()
+    """Its own learning rate and schedule."""
 
 
 class GrpoConfig(Room):
     """Group relative policy optimisation (Shao et al. 2024, arXiv:2402.03300) and its relatives."""
 
     prompts_per_step: int = Field(default=4, gt=0)
+    """Prompts sampled for each step."""
     group_size: int = Field(default=8, ge=2)
     """Completions per prompt; a group of 1 has nothing to be compared with."""
     loss: Literal["grpo", "bnpo", "dr_grpo", "dapo", "gspo"] = "dapo"
@@ -258,17 +289,22 @@ class UntilConfig(Room):
     """Move on early: `metric` has been at least `at_least` for `steps` steps in a row."""
 
     metric: str = "length/within"
+    """Name of the metric, as in metrics.jsonl."""
     at_least: float
+    """Value from which it is good enough."""
     steps: int = Field(default=5, gt=0)
+    """Steps in a row for which it has to be."""
 
 
 class StageConfig(Room):
     """One stage of a curriculum."""
 
-    name: str
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$")
+    """Its name in metrics and in evaluation/."""
     steps: int = Field(gt=0)
     """Steps at most."""
     rewards: tuple[RewardConfig, ...] = Field(min_length=1)
+    """What completions are paid for."""
     until: UntilConfig | None = None
     """Move on before `steps` once a metric is good enough."""
     learning_rate: float | None = Field(default=None, gt=0)
@@ -283,7 +319,9 @@ class StageConfig(Room):
         labels = [reward.label for reward in self.rewards]
         for label in labels:
             if labels.count(label) > 1:
-                raise ValueError(f"stage {self.name!r} has two rewards named {label!r}; give one another `name`")
+                raise ValueError(
+                    f"stage {self.name!r} has two rewards named {label!r}; give one another `name`"
+                )
         for reward in self.rewards:
             if reward.gate and reward.gate.reward not in labels:
                 raise ValueError(
@@ -337,13 +375,16 @@ class RunConfig(Room):
     name: str = Field(default="grpo", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Folder below `runs_dir`; a folder that holds another run is refused."""
     runs_dir: Path = Path("runs")
+    """Where runs live."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """One seed gives one run, bit for bit, on one machine."""
     policy: PolicyConfig
+    """The model that is trained."""
     data: DataConfig = DataConfig()
     length: LengthConfig = LengthConfig()
     sampling: SamplingConfig = SamplingConfig()
     sft: SftConfig | None = None
+    """Supervised fine-tuning before the stages; null goes straight to them."""
     grpo: GrpoConfig = GrpoConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     stages: tuple[StageConfig, ...] = ()

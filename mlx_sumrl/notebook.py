@@ -25,9 +25,9 @@ from mlx_sumrl.data.sources import read_rows, rows_from
 from mlx_sumrl.errors import UserError
 from mlx_sumrl.evaluation.evaluate import evaluate as evaluate_sampler
 from mlx_sumrl.evaluation.results import Evaluation
+from mlx_sumrl.options.errors import validation_sentence
 from mlx_sumrl.policy.loading import load_policy as load_with_options
 from mlx_sumrl.policy.policy import Policy
-from mlx_sumrl.reporting.option_errors import validation_sentence
 from mlx_sumrl.reporting.progress import Progress, make_progress
 from mlx_sumrl.reporting.run_folder import RunFolder
 from mlx_sumrl.rewards.scoring import build_rewards
@@ -46,7 +46,11 @@ def load_policy(model: str | Path, *, adapter: str | Path | None = None, **optio
 
 
 def load_examples(
-    rows: str | Path | Sequence[Mapping[str, Any]], policy: Policy, *, target_length: int | None = None, **options: Any
+    rows: str | Path | Sequence[Mapping[str, Any]],
+    policy: Policy,
+    *,
+    target_length: int | None = None,
+    **options: Any,
 ) -> list[Example]:
     """Examples from a file, a dataset's name, or rows as dicts; ``options`` are those of `DataConfig`.
 
@@ -65,7 +69,12 @@ def load_examples(
 
 
 def train_sft(
-    policy: Policy, examples: Sequence[Example], *, seed: int = 0, progress: Progress | None = None, **options: Any
+    policy: Policy,
+    examples: Sequence[Example],
+    *,
+    seed: int = 0,
+    progress: Progress | None = None,
+    **options: Any,
 ) -> Policy:
     """Supervised fine-tuning on the references; ``options`` are those of `SftConfig`. Returns the policy."""
     config = _run_config(policy, {"seed": seed, "sft": _validated(SftConfig, options)})
@@ -139,7 +148,9 @@ def evaluate(
         )
 
 
-def summarize(policy: Policy, text: str, *, target: int | None = None, temperature: float = 0.0, **options: Any) -> str:
+def summarize(
+    policy: Policy, text: str, *, target: int | None = None, temperature: float = 0.0, **options: Any
+) -> str:
     """A summary of one text; ``options`` are those of `DataConfig` (instruction, system, ...)."""
     config = _validated(DataConfig, {"max_prompt_tokens": _room_for_prompt(policy), **options})
     length = LengthConfig() if target is None else LengthConfig(target=target)
@@ -155,11 +166,14 @@ def _longest(length: LengthConfig) -> int:
 
 def _room_for_prompt(policy: Policy) -> int:
     default = DataConfig().max_prompt_tokens
-    return default if policy.context is None else min(default, max(policy.context - _longest(LengthConfig()), 1))
+    return (
+        default if policy.context is None else min(default, max(policy.context - _longest(LengthConfig()), 1))
+    )
 
 
 def _run_config(policy: Policy, rooms: Mapping[str, Any]) -> RunConfig:
-    return _validated(RunConfig, {"policy": policy.options, **rooms})
+    config: RunConfig = _validated(RunConfig, {"policy": policy.options, **rooms})
+    return config
 
 
 def _validated(model: Any, values: Mapping[str, Any]) -> Any:

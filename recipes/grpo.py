@@ -14,12 +14,12 @@ from typing import Any
 
 from rich.console import Console
 
-from mlx_sumrl.command_line import Command, parse_command
 from mlx_sumrl.config import RunConfig
 from mlx_sumrl.data.example import Example
 from mlx_sumrl.evaluation.evaluate import evaluate
 from mlx_sumrl.evaluation.results import Evaluation
 from mlx_sumrl.evaluation.table import comparison_table
+from mlx_sumrl.options.command_line import Command, parse_command
 from mlx_sumrl.policy.export import export_adapter, export_model, export_peft
 from mlx_sumrl.policy.policy import Policy
 from mlx_sumrl.reporting.progress import Progress, make_progress
@@ -30,10 +30,16 @@ from mlx_sumrl.training.preparation import prepare
 from mlx_sumrl.training.trainer import Trainer
 
 
-def main(name: str, description: str, stages: Sequence[Mapping[str, Any]], argv: Sequence[str] | None = None) -> None:
+def main(
+    name: str, description: str, stages: Sequence[Mapping[str, Any]], argv: Sequence[str] | None = None
+) -> None:
     """Parse the command line and do the job; ``stages`` are the recipe's own where the config has none."""
     command = parse_command(
-        RunConfig, argv, prog=f"python -m recipes.{name}", description=description, defaults={"stages": list(stages)}
+        RunConfig,
+        argv,
+        prog=f"python -m recipes.{name}",
+        description=description,
+        defaults={"stages": list(stages)},
     )
     config, run = opened(command)
     with run, make_progress() as progress:
@@ -46,7 +52,9 @@ def opened(command: Command[RunConfig]) -> tuple[RunConfig, RunFolder]:
         config, run = RunFolder.open(command.run, RunConfig)
         return config.model_copy(update={"runs_dir": run.path.parent, "name": run.path.name}), run
     for stage in command.run.stages:
-        build_rewards(stage, command.run.length)  # a reward that cannot be found is known before a folder is made
+        build_rewards(
+            stage, command.run.length
+        )  # a reward that cannot be found is known before a folder is made
     return command.run, RunFolder.create(command.run)
 
 
@@ -91,7 +99,9 @@ def evaluated(
     file = run.path / "evaluation" / f"{name}.json"
     if file.is_file():
         return Evaluation.from_json(json.loads(file.read_text()))
-    sampling = Sampling(temperature=0, max_tokens=forced or config.sampling.max_tokens, min_tokens=forced or 0)
+    sampling = Sampling(
+        temperature=0, max_tokens=forced or config.sampling.max_tokens, min_tokens=forced or 0
+    )
     progress.start(f"evaluating {name}", len(examples))
     result = evaluate(
         LocalSampler(policy, config.evaluation.batch_size),
@@ -148,4 +158,3 @@ def report(
         console.print(f"exported {path}", markup=False, highlight=False)
     console.print(f"run folder {run.path}", markup=False, highlight=False)
     sys.stdout.flush()
-

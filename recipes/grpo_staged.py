@@ -1,14 +1,14 @@
 """Length first, then quality: staged GRPO.
 
-    python -m recipes.grpo_staged --config recipes/configs/quickstart.yaml
-    python -m recipes.grpo_staged --resume runs/quickstart
+python -m recipes.grpo_staged --config recipes/configs/quickstart.yaml
+python -m recipes.grpo_staged --resume runs/quickstart
 """
 
 from __future__ import annotations
 
 import sys
 
-from mlx_sumrl.command_line import exit_code_of
+from mlx_sumrl.options.command_line import exit_code_of
 from mlx_sumrl.training.stages import STAGED
 from recipes.grpo import main
 

@@ -192,7 +192,7 @@ def randomize_adapters(policy: Policy, seed: int = 0) -> None:
 def full_logits(policy: Policy, token_ids: Sequence[int]) -> np.ndarray:
     """Logits [L, V] of one row by itself, by the model as mlx-lm calls it, in float64."""
     policy.model.eval()
-    logits = policy.model(mx.array([list(token_ids)]))[0].astype(mx.float32)
+    logits = policy.model(mx.array([[int(token) for token in token_ids]]))[0].astype(mx.float32)
     return np.array(logits, dtype=np.float64)
 
 
@@ -221,7 +221,13 @@ def sampling_logprobs(logits: np.ndarray, temperature: float, top_p: float, top_
 
 
 def completion_truth(
-    policy: Policy, prompt: Sequence[int], completion: Sequence[int], *, temperature: float, top_p: float, top_k: int
+    policy: Policy,
+    prompt: Sequence[int],
+    completion: Sequence[int],
+    *,
+    temperature: float,
+    top_p: float,
+    top_k: int,
 ) -> np.ndarray:
     """Log-probability of each token of one completion, one row at a time, filters in numpy."""
     logits = full_logits(policy, [*prompt, *completion])[len(prompt) - 1 : -1]

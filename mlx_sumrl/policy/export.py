@@ -67,11 +67,11 @@ def export_peft(policy: Policy, folder: str | Path) -> Path:
     weights: dict[str, mx.array] = {}
     modules: set[str] = set()
     blocks: set[int] = set()
-    for path, module in mlx_internals.adapter_modules(policy.model):
-        weights[f"base_model.model.{path}.lora_A.weight"] = mx.contiguous(module.lora_a.T)
-        weights[f"base_model.model.{path}.lora_B.weight"] = mx.contiguous(module.lora_b.T)
-        modules.add(path.rsplit(".", 1)[-1])
-        blocks.update(int(part) for part in path.split(".") if part.isdigit())
+    for name, module in mlx_internals.adapter_modules(policy.model):
+        weights[f"base_model.model.{name}.lora_A.weight"] = mx.contiguous(module.lora_a.T)
+        weights[f"base_model.model.{name}.lora_B.weight"] = mx.contiguous(module.lora_b.T)
+        modules.add(name.rsplit(".", 1)[-1])
+        blocks.update(int(part) for part in name.split(".") if part.isdigit())
     config: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -103,7 +103,10 @@ def export_model(policy: Policy, folder: str | Path) -> Path:
     weights = mlx_internals.hugging_face_layout(weights, policy.config["model_type"])
     with _whole_folder(Path(folder)) as path:
         mx.save_safetensors(str(path / "model.safetensors"), weights, metadata={"format": "pt"})
-        _write_json(path / "config.json", policy.config | dict.fromkeys(("dtype", "torch_dtype"), policy.options.dtype))
+        _write_json(
+            path / "config.json",
+            policy.config | dict.fromkeys(("dtype", "torch_dtype"), policy.options.dtype),
+        )
         for name in TOKENIZER_FILES:
             if (policy.folder / name).is_file():
                 shutil.copyfile(policy.folder / name, path / name)
@@ -112,7 +115,9 @@ def export_model(policy: Policy, folder: str | Path) -> Path:
 
 def _lora(policy: Policy, what: str) -> Any:
     if policy.options.tuning == "full":
-        raise UserError(f"{what} needs a policy trained with lora or dora; this one is full: export the model")
+        raise UserError(
+            f"{what} needs a policy trained with lora or dora; this one is full: export the model"
+        )
     return policy.options.lora
 
 

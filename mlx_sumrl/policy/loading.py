@@ -94,7 +94,9 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
 
     if not any((folder / name).is_file() for name in VOCABULARY_FILES):
         # transformers 5 then makes an empty tokenizer for some families and says nothing
-        raise UserError(f"{folder} has no tokenizer ({', '.join(VOCABULARY_FILES)}): copy it from the base model")
+        raise UserError(
+            f"{folder} has no tokenizer ({', '.join(VOCABULARY_FILES)}): copy it from the base model"
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
         if _rebuilt(tokenizer, folder / "tokenizer.json"):
@@ -115,7 +117,10 @@ def _rebuilt(tokenizer: Any, file: Path) -> bool:
     """
     if not tokenizer.is_fast or not file.is_file():
         return False
-    ours, theirs = json.loads(file.read_text(encoding="utf-8")), json.loads(tokenizer.backend_tokenizer.to_str())
+    ours, theirs = (
+        json.loads(file.read_text(encoding="utf-8")),
+        json.loads(tokenizer.backend_tokenizer.to_str()),
+    )
     return any(ours.get(part) != theirs.get(part) for part in ("normalizer", "pre_tokenizer"))
 
 
@@ -171,7 +176,13 @@ def _make_trainable(policy: Policy, seed: int) -> None:
     model.freeze()
     mx.random.seed(seed)
     mlx_internals.add_adapters(
-        model, rank=lora.rank, scale=lora.scale, dropout=lora.dropout, layers=lora.layers, keys=keys, dora=dora
+        model,
+        rank=lora.rank,
+        scale=lora.scale,
+        dropout=lora.dropout,
+        layers=lora.layers,
+        keys=keys,
+        dora=dora,
     )
     policy.options = options.model_copy(
         update={"lora": lora.model_copy(update={"keys": keys}), "tuning": "dora" if dora else "lora"}
@@ -204,7 +215,9 @@ def _read_adapter_config(folder: Path) -> tuple[str, LoraConfig]:
     """(lora or dora, its shape) of an mlx_lm adapter folder."""
     path = folder / "adapter_config.json"
     if not path.is_file() or not (folder / "adapters.safetensors").is_file():
-        raise UserError(f"{folder} is not an mlx_lm adapter folder (adapter_config.json, adapters.safetensors)")
+        raise UserError(
+            f"{folder} is not an mlx_lm adapter folder (adapter_config.json, adapters.safetensors)"
+        )
     content = _read_object(path)
     kind = content.get("fine_tune_type", "lora")
     if kind not in ("lora", "dora"):
@@ -235,7 +248,9 @@ def _load_adapter_weights(policy: Policy, folder: Path) -> None:
     try:
         weights = mx.load(str(file))
     except RuntimeError as error:
-        raise UserError(f"{file} is not a whole safetensors file ({error}); copy or export it again") from error
+        raise UserError(
+            f"{file} is not a whole safetensors file ({error}); copy or export it again"
+        ) from error
     assert isinstance(weights, dict)
     try:
         policy.set_weights(weights)

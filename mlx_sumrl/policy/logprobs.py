@@ -39,7 +39,9 @@ class TokenBatch:
         return int(self.tokens_BL.size)
 
 
-def token_batch(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], pad_to: int = 0) -> TokenBatch:
+def token_batch(
+    prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], pad_to: int = 0
+) -> TokenBatch:
     """A batch from B prompts and their B completions; ``pad_to`` makes T at least that long.
 
     Raises ValueError for an empty prompt or completion.
@@ -86,7 +88,13 @@ def completion_logprobs(
 
 
 def token_logprobs(
-    model: nn.Module, hidden_BTD: mx.array, targets_BT: mx.array, *, temperature: float, top_p: float, top_k: int
+    model: nn.Module,
+    hidden_BTD: mx.array,
+    targets_BT: mx.array,
+    *,
+    temperature: float,
+    top_p: float,
+    top_k: int,
 ) -> mx.array:
     """log p(target) [B, T] float32 from final hidden states; logits live `HEAD_TOKENS` tokens at a time."""
     B, T = targets_BT.shape
@@ -101,7 +109,11 @@ def token_logprobs(
         def logprobs(weights: object, hidden: mx.array) -> mx.array:
             model.update(weights)
             logits = filtered_logits(
-                mlx_internals.head(model, hidden), temperature=temperature, top_p=top_p, top_k=top_k, keep=targets
+                mlx_internals.head(model, hidden),
+                temperature=temperature,
+                top_p=top_p,
+                top_k=top_k,
+                keep=targets,
             )
             chosen = mx.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
             return chosen - mx.logsumexp(logits, axis=-1)

@@ -10,7 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_unflatten
 
 from mlx_sumrl.config import PolicyConfig
 from mlx_sumrl.policy import mlx_internals
@@ -54,7 +54,7 @@ class Policy:
 
     def weights(self) -> Weights:
         """The trainable weights by name."""
-        return dict(tree_flatten(self.model.trainable_parameters()))
+        return mlx_internals.named_arrays(self.model.trainable_parameters())
 
     def set_weights(self, weights: Weights) -> None:
         """Replace trainable weights by name; an unknown name or another shape raises ValueError."""
@@ -64,7 +64,9 @@ class Policy:
             raise ValueError(f"weights do not fit the policy: {len(odd)} names differ, the first is {odd[0]}")
         for name, array in weights.items():
             if array.shape != current[name].shape:
-                raise ValueError(f"weights do not fit the policy: {name} is {array.shape}, not {current[name].shape}")
+                raise ValueError(
+                    f"weights do not fit the policy: {name} is {array.shape}, not {current[name].shape}"
+                )
         self.model.update(tree_unflatten(list(weights.items())))
 
     def snapshot(self) -> Weights:

@@ -60,7 +60,9 @@ def reconciled_config(config: dict[str, Any], tensors: Collection[str], source: 
         _reconcile_head(config, tensors, source)
     activation = config.get("hidden_act", "silu")
     if family in {"qwen2", "qwen3", "llama", "phi3"} and activation not in SILU_NAMES:
-        raise UserError(f"{source}: activation {activation!r} is not SiLU, the only one mlx-lm's {family} has")
+        raise UserError(
+            f"{source}: activation {activation!r} is not SiLU, the only one mlx-lm's {family} has"
+        )
     return config
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
 
 from mlx_sumrl.config import TinyModelConfig
 from mlx_sumrl.policy import mlx_internals
@@ -38,7 +37,7 @@ def make_tiny_model(folder: Path, options: TinyModelConfig, texts: Iterable[str]
     stop = tokenizer.convert_tokens_to_ids(STOP)
     config = qwen2_config(options, len(tokenizer), stop)
     mx.random.seed(seed)
-    weights = dict(tree_flatten(mlx_internals.new_model(config).parameters()))
+    weights = mlx_internals.named_arrays(mlx_internals.new_model(config).parameters())
     mx.save_safetensors(str(unfinished / "model.safetensors"), weights, metadata={"format": "pt"})
     (unfinished / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     (unfinished / "generation_config.json").write_text(json.dumps({"eos_token_id": stop}) + "\n")

@@ -37,7 +37,9 @@ UPDATE_COPIES = 2
 """Of the trained weights, beside gradients and moments, while the optimiser steps: the clipped gradients and
 the new weights before the old ones go."""
 UPDATE_TEMPORARIES = 12
-"""float32 arrays as large as the largest weight, while that weight is updated."""
+"""float32 arrays as large as the slice of a weight that is updated at once."""
+UPDATE_SLICE = 1 << 20
+"""Elements of such a slice; see `mlx_sumrl.training.optimizer`."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ def estimate_peak(
     sampler_rows: int = 0,
     reference: bool = False,
     micro_batches: int = 1,
+    shared_prompt: bool = False,
     lora_rank: int = 8,
     lora_layers: int = -1,
     head_tokens: int = 512,
@@ -85,8 +88,9 @@ def estimate_peak(
     """Peak memory of a step of GRPO, or of supervised training (``sampler_rows=0``).
 
     ``micro_batches`` of ``micro_batch_rows`` rows make a step; with more than one, gradients are added up in
-    float32. ``head_tokens`` completion tokens have logits at once. ``reference`` (KL to a reference) costs a
-    copy of the model with full tuning only. Moments are float32.
+    float32. ``shared_prompt``: the rows of a micro-batch have one prompt, computed once. ``head_tokens``
+    completion tokens have logits at once. ``reference`` (KL to a reference) costs a copy of the model with full
+    tuning only. Moments are float32.
     """
     size = BYTES[dtype]
     weights = _weight_bytes(shape, size)
@@ -100,7 +104,8 @@ def estimate_peak(
         largest = lora_rank * max(max(matrix) for matrix in shape.block_matrices(attention=True))
         weights += trained * trained_size
 
-    tokens = micro_batch_rows * (prompt_tokens + completion_tokens)
+    # A shared prompt's keys and values are still laid out for every row, hence the score and cache terms stay.
+    tokens = (1 if shared_prompt else micro_batch_rows) * prompt_tokens + micro_batch_rows * completion_tokens
     per_block = _block_bytes(shape, tokens, prompt_tokens + completion_tokens, size)
     if gradient_checkpointing:
         blocks = min(BLOCKS_RECOMPUTED, shape.layers + BLOCKS_IN_FLIGHT)
@@ -117,7 +122,7 @@ def estimate_peak(
         gradients=trained * trained_size + accumulated,
         activations=round(activations),
         logits=LOGIT_COPIES * chunk * shape.vocab * 4,
-        update=UPDATE_COPIES * trained * trained_size + UPDATE_TEMPORARIES * largest * 4,
+        update=UPDATE_COPIES * trained * trained_size + UPDATE_TEMPORARIES * min(largest, UPDATE_SLICE) * 4,
         kv_cache=2 * cached * shape.attention_layers * size,
         sampler_logits=LOGIT_COPIES * sampler_rows * shape.vocab * 4,
         ways_out=_ways_out(tuning, dtype, micro_batch_rows, gradient_checkpointing, sampler_rows),

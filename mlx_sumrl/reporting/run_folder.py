@@ -24,8 +24,8 @@ from pydantic import BaseModel, ValidationError
 
 from mlx_sumrl import blas
 from mlx_sumrl.errors import UserError
+from mlx_sumrl.options.errors import validation_sentence
 from mlx_sumrl.reporting.json_files import encoded, replacing, rows, write_json
-from mlx_sumrl.reporting.option_errors import validation_sentence
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"

@@ -117,8 +117,8 @@ class LocalSampler:
                 break
             if len(alive) <= RETIRE_AT * len(going):
                 chosen = mx.array(alive)
-                for cache in caches:
-                    cache.keep(chosen)
+                for batch_cache in caches:
+                    batch_cache.keep(chosen)
                 tokens_B, uniforms_BT = tokens_B[chosen], uniforms_BT[chosen]
                 going = [going[i] for i in alive]
             hidden = mlx_internals.backbone(model, tokens_B[:, None], caches)[:, -1]

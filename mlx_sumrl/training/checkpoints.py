@@ -89,7 +89,8 @@ def list_checkpoints(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted(
-        (path for path in folder.iterdir() if STEP_FOLDER.match(path.name)), key=lambda path: int(path.name[5:])
+        (path for path in folder.iterdir() if STEP_FOLDER.match(path.name)),
+        key=lambda path: int(path.name[5:]),
     )
 
 

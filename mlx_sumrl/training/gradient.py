@@ -30,9 +30,7 @@ class BatchGradient:
     sums: dict[str, float]
 
 
-def batch_gradient(
-    policy: Policy, micro_batches: Iterable[B], share: Callable[[B], Share]
-) -> BatchGradient:
+def batch_gradient(policy: Policy, micro_batches: Iterable[B], share: Callable[[B], Share]) -> BatchGradient:
     """Loss and gradients with respect to the trainable weights, added up over the micro-batches.
 
     ``share`` computes a micro-batch's share with ``policy.model``. The weights are left as they were, whatever
@@ -48,14 +46,17 @@ def batch_gradient(
     model.train()
     try:
         for micro_batch in micro_batches:
-            (value, metrics), gradients = mx.value_and_grad(forward)(weights, micro_batch)
+            # A copy: MLX swaps traced arrays into the dictionary it is given, and leaves them there on an error.
+            (value, metrics), gradients = mx.value_and_grad(forward)(dict(weights), micro_batch)
             if total:
-                gradients = {name: total[name].astype(mx.float32) + array for name, array in gradients.items()}
+                gradients = {
+                    name: total[name].astype(mx.float32) + array for name, array in gradients.items()
+                }
             mx.eval(value, metrics, gradients)
             total = gradients
-            loss += value.item()
+            loss += float(value.item())  # type: ignore[arg-type]
             for name, array in metrics.items():
-                sums[name] = sums.get(name, 0.0) + array.item()
+                sums[name] = sums.get(name, 0.0) + float(array.item())  # type: ignore[arg-type]
     finally:
         policy.set_weights(weights)  # tracing leaves its own arrays in the model
         model.eval()

@@ -86,7 +86,9 @@ def grpo_gradient(
     return batch_gradient(policy, micro_batches(), share)
 
 
-def micro_batch_rows(rows: Sequence[TrainingRow], size: int, share_prompt: bool) -> Iterator[Sequence[TrainingRow]]:
+def micro_batch_rows(
+    rows: Sequence[TrainingRow], size: int, share_prompt: bool
+) -> Iterator[Sequence[TrainingRow]]:
     """The rows in parts of at most ``size``: of one prompt each, or of like length, which leaves less padding."""
     if not share_prompt:
         rows = sorted(rows, key=lambda row: len(row.prompt_ids) + len(row.completion.token_ids))
@@ -122,4 +124,6 @@ def _micro_batch(rows: Sequence[TrainingRow], share_prompt: bool) -> _MicroBatch
     sampled = np.zeros(mask.shape, np.float32)
     for i, row in enumerate(rows):
         sampled[i, : len(row.completion.logprobs)] = row.completion.logprobs
-    return _MicroBatch(tokens, mask, mx.array(sampled), mx.array([row.advantage for row in rows], dtype=mx.float32))
+    return _MicroBatch(
+        tokens, mask, mx.array(sampled), mx.array([row.advantage for row in rows], dtype=mx.float32)
+    )

@@ -78,7 +78,9 @@ LossMetrics = dict[str, mx.array]
 """Sums over the micro-batch's tokens, to be added up and divided by their number: see `token_means`."""
 
 
-def grpo_loss(inputs: LossInputs, options: GrpoConfig, normalizer: Normalizer) -> tuple[mx.array, LossMetrics]:
+def grpo_loss(
+    inputs: LossInputs, options: GrpoConfig, normalizer: Normalizer
+) -> tuple[mx.array, LossMetrics]:
     """This micro-batch's share of the loss (a float32 scalar) and sums for the metrics.
 
     Raises ValueError when beta > 0 and there are no reference log-probabilities.
@@ -155,7 +157,9 @@ def _kl_losses(difference_BT: mx.array, log_ratio_BT: mx.array, options: GrpoCon
     return mx.exp(log_ratio_BT) * k3 if options.kl == "k3_weighted" else k3
 
 
-def _aggregate(losses_BT: mx.array, mask_BT: mx.array, options: GrpoConfig, normalizer: Normalizer) -> mx.array:
+def _aggregate(
+    losses_BT: mx.array, mask_BT: mx.array, options: GrpoConfig, normalizer: Normalizer
+) -> mx.array:
     sums_B = (losses_BT * mask_BT).sum(axis=1)
     if options.loss in ("grpo", "gspo"):
         return (sums_B / mx.maximum(mask_BT.sum(axis=1), 1)).sum() / normalizer.completions

@@ -10,6 +10,7 @@ update arrives is measured at each step (`UpdateReport.kept_fraction`).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import mlx.core as mx
 
@@ -24,6 +25,27 @@ class UpdateReport:
     kept_fraction: float
     """Projection of the change that was written on the change that was wanted, over its squared length: 1 when
     nothing is lost to rounding, 0 when all is."""
+
+
+class _Moved(NamedTuple):
+    """A slice after a step, and what it adds to the report."""
+
+    first: mx.array
+    second: mx.array
+    weight: mx.array
+    kept: mx.array
+    wanted_squared: mx.array
+
+
+SLICE = 1 << 20
+"""Elements of a weight updated at once; a slice needs about a dozen float32 copies of itself."""
+
+
+def _slices(weight: mx.array) -> list[slice]:
+    """Ranges of the first axis with about `SLICE` elements each."""
+    rows = weight.shape[0]
+    step = max(1, SLICE * rows // max(weight.size, 1))
+    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
 class AdamW:
@@ -43,33 +65,51 @@ class AdamW:
     def step(self, weights: Weights, gradients: Weights, rate: float) -> tuple[Weights, UpdateReport]:
         """New weights from weights and gradients of the same names and shapes; moves the state on.
 
-        Weights are finished one by one, so that no second copy of the model ever lives.
+        Weights are finished one by one and in slices, so that neither a second copy of the model nor float32
+        temporaries as large as an embedding ever live.
         """
         self.count += 1
-        beta1, beta2 = self.options.betas
-        correction1, correction2 = 1 - beta1**self.count, 1 - beta2**self.count
         keys = mx.random.split(mx.random.key(self.seed * 1_000_003 + self.count), len(weights))
         updated: Weights = {}
         wanted_squared, kept = mx.array(0.0), mx.array(0.0)
-        for place, (name, weight) in enumerate(weights.items()):
-            gradient = gradients[name].astype(mx.float32)
+        for key, (name, weight) in zip(keys, weights.items(), strict=True):
             if name not in self.first:
                 self.first[name] = mx.zeros(weight.shape, dtype=mx.float32)
                 self.second[name] = mx.zeros(weight.shape, dtype=mx.float32)
-            first = beta1 * self.first[name] + (1 - beta1) * gradient
-            second = beta2 * self.second[name] + (1 - beta2) * mx.square(gradient)
-            old = weight.astype(mx.float32)
-            wanted = -rate * (first / correction1) / (mx.sqrt(second / correction2) + self.options.eps)
-            if self.options.weight_decay and weight.ndim >= 2:
-                wanted = wanted - rate * self.options.weight_decay * old
-            new = rounded(old + wanted, weight.dtype, self.options.rounding, keys[place])
-            change = new.astype(mx.float32) - old
-            kept = kept + (change * wanted).sum()
-            wanted_squared = wanted_squared + mx.square(wanted).sum()
-            self.first[name], self.second[name], updated[name] = first, second, new
-            mx.eval(first, second, new, kept, wanted_squared)
-        total = float(wanted_squared.item())
-        return updated, UpdateReport(kept_fraction=float(kept.item()) / total if total > 0 else 1.0)
+            first, second, gradient = self.first[name], self.second[name], gradients[name]
+            new = mx.array(weight)
+            parts = _slices(weight)
+            for part, part_key in zip(parts, mx.random.split(key, len(parts)), strict=True):
+                moved = self._moved(weight[part], gradient[part], first[part], second[part], rate, part_key)
+                first[part], second[part], new[part] = moved.first, moved.second, moved.weight
+                kept, wanted_squared = kept + moved.kept, wanted_squared + moved.wanted_squared
+                mx.eval(first, second, new, kept, wanted_squared)
+            updated[name] = new
+        total = float(wanted_squared.item())  # type: ignore[arg-type]
+        return updated, UpdateReport(kept_fraction=float(kept.item()) / total if total > 0 else 1.0)  # type: ignore[arg-type]
+
+    def _moved(
+        self,
+        weight: mx.array,
+        gradient: mx.array,
+        first: mx.array,
+        second: mx.array,
+        rate: float,
+        key: mx.array,
+    ) -> _Moved:
+        """One slice of a weight, all of its arithmetic in float32."""
+        beta1, beta2 = self.options.betas
+        gradient = gradient.astype(mx.float32)
+        first = beta1 * first + (1 - beta1) * gradient
+        second = beta2 * second + (1 - beta2) * mx.square(gradient)
+        corrected = mx.sqrt(second / (1 - beta2**self.count)) + self.options.eps
+        wanted = -rate * (first / (1 - beta1**self.count)) / corrected
+        old = weight.astype(mx.float32)
+        if self.options.weight_decay and weight.ndim >= 2:
+            wanted = wanted - rate * self.options.weight_decay * old
+        new = rounded(old + wanted, weight.dtype, self.options.rounding, key)
+        change = new.astype(mx.float32) - old
+        return _Moved(first, second, new, (change * wanted).sum(), mx.square(wanted).sum())
 
     def state(self) -> Weights:
         """The moments as flat arrays, ``first.NAME`` and ``second.NAME``; the count is `count`."""
@@ -80,8 +120,12 @@ class AdamW:
     def restore(self, state: Weights, count: int) -> None:
         """Go on from a saved state."""
         self.count = count
-        self.first = {name.removeprefix("first."): a for name, a in state.items() if name.startswith("first.")}
-        self.second = {name.removeprefix("second."): a for name, a in state.items() if name.startswith("second.")}
+        self.first = {
+            name.removeprefix("first."): a for name, a in state.items() if name.startswith("first.")
+        }
+        self.second = {
+            name.removeprefix("second."): a for name, a in state.items() if name.startswith("second.")
+        }
 
     def reset(self) -> None:
         """Empty moments, as at the start."""
@@ -105,7 +149,7 @@ def rounded(values: mx.array, dtype: mx.Dtype, rounding: str, key: mx.array) -> 
 def clipped(gradients: Weights, max_norm: float) -> tuple[Weights, float]:
     """Gradients scaled down to a global L2 norm of ``max_norm``, and their norm before, as float32."""
     squares = [mx.square(array.astype(mx.float32)).sum() for array in gradients.values()]
-    norm = float(mx.sqrt(mx.stack(squares).sum()).item())
+    norm = float(mx.sqrt(mx.stack(squares).sum()).item())  # type: ignore[arg-type]
     if not norm > max_norm:  # nor when it is NaN: the caller skips the update
         return gradients, norm
     scale = max_norm / norm

@@ -41,7 +41,9 @@ def prepare(config: RunConfig, folder: Path, note: Note) -> Prepared:
     if not config.stages and config.sft is None:
         raise UserError("there is nothing to do: the run has neither `stages` nor `sft`")
     if config.data.train is None and config.data.grammar is None:
-        raise UserError("data.train is missing: name a .jsonl, .csv or .parquet file, or a Hugging Face dataset")
+        raise UserError(
+            "data.train is missing: name a .jsonl, .csv or .parquet file, or a Hugging Face dataset"
+        )
     policy = load_policy(_policy_options(config, folder), seed=derived_seed(config.seed, "adapters"))
     check_context(config, policy)
     train = _examples(config, policy, "train", note)
@@ -77,6 +79,7 @@ def memory_sentence(config: RunConfig, policy: Policy) -> str:
         prompt_tokens=config.data.max_prompt_tokens,
         completion_tokens=config.sampling.max_tokens,
         micro_batch_rows=min(config.grpo.micro_batch_rows, config.grpo.group_size),
+        shared_prompt=config.grpo.share_prompt,
         gradient_checkpointing=options.gradient_checkpointing,
         sampler_rows=min(config.sampling.max_rows, config.grpo.prompts_per_step * config.grpo.group_size),
         reference=config.grpo.beta > 0,
@@ -85,7 +88,9 @@ def memory_sentence(config: RunConfig, policy: Policy) -> str:
         lora_layers=options.lora.layers,
         head_tokens=HEAD_TOKENS,
     )
-    working_set = mx.device_info().get("max_recommended_working_set_size") if mx.metal.is_available() else None
+    working_set = (
+        mx.device_info().get("max_recommended_working_set_size") if mx.metal.is_available() else None
+    )
     return describe(estimate, machine_memory(), int(working_set) if working_set else None)
 
 
@@ -116,4 +121,6 @@ def _check_apart(train: list[Example], held_out: list[Example], note: Note) -> N
     documents = {example.document for example in train}
     shared = [example.id for example in held_out if example.document in documents]
     if shared:
-        note(f"{len(shared)} of {len(held_out)} held-out documents are trained on too ({', '.join(shared[:3])})")
+        note(
+            f"{len(shared)} of {len(held_out)} held-out documents are trained on too ({', '.join(shared[:3])})"
+        )

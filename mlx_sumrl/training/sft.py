@@ -50,4 +50,4 @@ def sft_loss(policy: Policy, examples: Sequence[Example], micro_batch_rows: int)
         total = total - completion_logprobs(policy.model, batch).sum()
         tokens += sum(len(answer) for answer in answers)
         mx.eval(total)
-    return float(total.item()) / max(tokens, 1)
+    return float(total.item()) / max(tokens, 1)  # type: ignore[arg-type]

@@ -83,7 +83,7 @@ class Trainer:
             batch = self._batch(examples, options.batch_size)
             gradient = sft_gradient(self.policy, batch, options.micro_batch_rows)
             rate = learning_rate(options.optimizer, self.state.phase_step, options.steps)
-            return dict(self._update(gradient, rate)) | {"tokens": gradient.sums.get("tokens", 0.0)}
+            return {**self._update(gradient, rate), "tokens": gradient.sums.get("tokens", 0.0)}
 
         self._steps(SFT, options.steps, step, met=lambda metrics: False)
 
@@ -92,7 +92,10 @@ class Trainer:
         config, options = self.config, self.config.grpo
         rewards = build_rewards(stage, config.length)
         sampling = Sampling(
-            config.sampling.temperature, config.sampling.top_p, config.sampling.top_k, config.sampling.max_tokens
+            config.sampling.temperature,
+            config.sampling.top_p,
+            config.sampling.top_k,
+            config.sampling.max_tokens,
         )
         self.optimizer.options = config.optimizer
         first = not [name for name in self.state.phases_done if name != SFT]
@@ -120,12 +123,19 @@ class Trainer:
                 metrics |= self._update(gradient, rate)
                 if gradient.sums:
                     metrics |= token_means(gradient.sums)
-            metrics |= {"time/rollout": sampled - started, "time/wait": 0.0,
-                        "time/train": time.perf_counter() - trained}
+            metrics |= {
+                "time/rollout": sampled - started,
+                "time/wait": 0.0,
+                "time/train": time.perf_counter() - trained,
+            }
             if self.run and self.state.phase_step % config.reporting.rollouts_every == 0:
                 self.run.append_rollouts(
                     rollout_records(
-                        groups[: config.reporting.rollout_groups], scores, advantages, self.state.step + 1, stage.name
+                        groups[: config.reporting.rollout_groups],
+                        scores,
+                        advantages,
+                        self.state.step + 1,
+                        stage.name,
                     )
                 )
             return metrics
@@ -141,7 +151,11 @@ class Trainer:
             return
         self.state.bad_in_a_row, self.state.bad_total = self.guard.in_a_row, self.guard.total
         save_checkpoint(
-            self.run.path / "checkpoints", self.state, self.policy, self.optimizer, self.config.checkpoint.keep
+            self.run.path / "checkpoints",
+            self.state,
+            self.policy,
+            self.optimizer,
+            self.config.checkpoint.keep,
         )
 
     def _enter(self, name: str, fresh_optimizer: bool, fresh_reference: bool = False) -> bool:
@@ -160,7 +174,12 @@ class Trainer:
         return True
 
     def _steps(
-        self, name: str, total: int, step: Callable[[], Metrics], met: Callable[[Metrics], bool], streak: int = 0
+        self,
+        name: str,
+        total: int,
+        step: Callable[[], Metrics],
+        met: Callable[[Metrics], bool],
+        streak: int = 0,
     ) -> None:
         """Take steps until ``total``, or until ``met`` has held ``streak`` times in a row; log and save."""
         state = self.state
@@ -204,7 +223,8 @@ class Trainer:
         if self.run:
             self.run.append_metrics(metrics)
         self.progress.update(
-            self.state.phase_step, {key: value for key, value in metrics.items() if isinstance(value, int | float)}
+            self.state.phase_step,
+            {key: value for key, value in metrics.items() if isinstance(value, int | float)},
         )
 
     def _update(self, gradient: BatchGradient, rate: float) -> dict[str, float]:

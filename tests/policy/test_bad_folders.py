@@ -229,7 +229,9 @@ def test_a_hub_id_that_is_not_to_be_had() -> None:
         check=True,
     )
     [sentence] = result.stdout.strip().splitlines()
-    assert "policy.model 'nobody/no-such-model' is neither a local folder nor to be had from the hub" in sentence
+    assert (
+        "policy.model 'nobody/no-such-model' is neither a local folder nor to be had from the hub" in sentence
+    )
     assert "give its folder" in sentence
 
 

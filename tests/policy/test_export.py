@@ -22,7 +22,14 @@ from mlx_sumrl.errors import UserError
 from mlx_sumrl.policy.export import export_adapter, export_model, export_peft
 from mlx_sumrl.policy.loading import load_policy
 from mlx_sumrl.policy.policy import Policy
-from tests.families import FAMILIES, SHARED_MODELS, family_config, full_logits, linear_shapes, randomize_adapters
+from tests.families import (
+    FAMILIES,
+    SHARED_MODELS,
+    family_config,
+    full_logits,
+    linear_shapes,
+    randomize_adapters,
+)
 from tests.families import write_model as write_family
 
 Folder = Callable[[str], Path]
@@ -100,7 +107,10 @@ def test_an_exported_model_is_whole(family: str, tuning: str, family_folder: Fol
     loaded, _ = load(str(folder))
     np.testing.assert_allclose(logits_of(loaded), ours, atol=1e-4)
     # Names and shapes are those of the base model's file: Hugging Face's own layout.
-    base, written = load_file(family_folder(family) / "model.safetensors"), load_file(folder / "model.safetensors")
+    base, written = (
+        load_file(family_folder(family) / "model.safetensors"),
+        load_file(folder / "model.safetensors"),
+    )
     assert {name: array.shape for name, array in written.items()} == {k: a.shape for k, a in base.items()}
     with safe_open(folder / "model.safetensors", "numpy") as file:
         assert file.metadata() == {"format": "pt"}
@@ -139,7 +149,9 @@ def test_a_bfloat16_model_is_written_in_bfloat16(
     family: str, tuning: str, family_folder: Folder, tmp_path: Path
 ) -> None:
     base = write_family(tmp_path / "base", family, dtype="float32")  # transformers 5 writes `dtype`
-    policy = load_policy(PolicyConfig(model=str(base), tuning=tuning, dtype="bfloat16", lora=LoraConfig(rank=4)))
+    policy = load_policy(
+        PolicyConfig(model=str(base), tuning=tuning, dtype="bfloat16", lora=LoraConfig(rank=4))
+    )
     if tuning != "full":
         randomize_adapters(policy)
     folder = export_model(policy, tmp_path / "model")
@@ -148,8 +160,9 @@ def test_a_bfloat16_model_is_written_in_bfloat16(
     config = json.loads((folder / "config.json").read_text())
     assert {config.get(key, "bfloat16") for key in ("dtype", "torch_dtype")} == {"bfloat16"}
     loaded, _ = load(str(folder))
-    # Merged weights are rounded to 8 bits once more.
-    np.testing.assert_allclose(logits_of(loaded), full_logits(policy, ROW), atol=0.35)
+    # Merged weights are rounded to 8 bits once more; logits have a spread of 2 here, and those of the base model
+    # are off by 1 and more on average.
+    assert np.abs(logits_of(loaded) - full_logits(policy, ROW)).mean() < 0.06
 
 
 @pytest.mark.parametrize("family", FAMILIES)

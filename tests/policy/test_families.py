@@ -16,7 +16,7 @@ from mlx_sumrl.config import LoraConfig, PolicyConfig
 from mlx_sumrl.policy import mlx_internals
 from mlx_sumrl.policy.loading import load_policy
 from mlx_sumrl.policy.policy import Policy
-from tests.families import D, FAMILIES, family_config, linear_shapes, parameter_count
+from tests.families import FAMILIES, D, family_config, linear_shapes, parameter_count
 
 TOKENS = mx.array([[5, 6, 7, 8, 9, 250, 11, 12], [200, 3, 4, 90, 91, 92, 2, 40]])
 RANK = 4
@@ -24,7 +24,9 @@ RANK = 4
 Folder = Callable[[str], Path]
 
 
-def load(folder: Path, tuning: str = "full", dtype: str = "float32", lora: LoraConfig | None = None) -> Policy:
+def load(
+    folder: Path, tuning: str = "full", dtype: str = "float32", lora: LoraConfig | None = None
+) -> Policy:
     options = PolicyConfig(model=str(folder), tuning=tuning, dtype=dtype, lora=lora or LoraConfig(rank=RANK))
     return load_policy(options)
 

@@ -33,7 +33,10 @@ def test_a_batch_by_hand() -> None:
     batch = token_batch([[1, 2, 3], [4]], [[5, 6], [7, 8, 9]])
     assert batch.tokens_BL.tolist() == [[1, 2, 3, 5, 6], [4, 7, 8, 9, 0]]
     # Token 5 is predicted at position 2, where 3 stands; token 7 at position 0, where 4 stands.
-    assert [row[:n] for row, n in zip(batch.positions_BT.tolist(), (2, 3), strict=True)] == [[2, 3], [0, 1, 2]]
+    assert [row[:n] for row, n in zip(batch.positions_BT.tolist(), (2, 3), strict=True)] == [
+        [2, 3],
+        [0, 1, 2],
+    ]
     assert batch.targets_BT.tolist() == [[5, 6, 0], [7, 8, 9]]
     assert batch.mask_BT.tolist() == [[1, 1, 0], [1, 1, 1]]
     assert batch.mask_BT.dtype == mx.float32
@@ -46,7 +49,8 @@ def test_a_batch_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompts", "completions"), [([], []), ([[1]], [[]]), ([[]], [[1]]), ([[1], [2]], [[3]]), ([[1]], [[2], [3]])]
+    ("prompts", "completions"),
+    [([], []), ([[1]], [[]]), ([[]], [[1]]), ([[1], [2]], [[3]]), ([[1]], [[2], [3]])],
 )
 def test_a_batch_that_makes_no_sense(prompts: list[list[int]], completions: list[list[int]]) -> None:
     with pytest.raises(ValueError, match=r"needs at least one row|argument 2"):
@@ -98,7 +102,9 @@ def test_bfloat16_weights_give_float32_values(family: str, family_folder: Folder
     values = np.array(found)[np.array(token_batch(PROMPTS, COMPLETIONS).mask_BT) > 0]
     rounded = np.array(mx.array(values).astype(mx.bfloat16).astype(mx.float32))
     assert (values != rounded).mean() > 0.9  # really 24 bits, not 8 in a wider type
-    exact = np.array(completion_logprobs(load(family_folder(family)).model, token_batch(PROMPTS, COMPLETIONS)))
+    exact = np.array(
+        completion_logprobs(load(family_folder(family)).model, token_batch(PROMPTS, COMPLETIONS))
+    )
     np.testing.assert_allclose(np.array(found), exact, atol=0.3)
 
 
@@ -161,7 +167,11 @@ def test_a_token_that_a_filter_takes_out_still_has_a_value(family_folder: Folder
 @pytest.mark.parametrize("filters", [{}, {"temperature": 0.7, "top_k": 20}])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gradients_are_those_of_the_plain_model(
-    family: str, filters: dict[str, float], checkpointing: bool, family_folder: Folder, monkeypatch: pytest.MonkeyPatch
+    family: str,
+    filters: dict[str, float],
+    checkpointing: bool,
+    family_folder: Folder,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """All weights, the embeddings of a tied head on both of their ways in, against autodiff without any chunks."""
     monkeypatch.setattr(logprobs, "HEAD_TOKENS", 5)
@@ -193,7 +203,9 @@ def test_gradients_are_those_of_the_plain_model(
     gradients = dict(tree_flatten(found))
     assert gradients.keys() == truth.keys() == policy.weights().keys()
     for name, gradient in gradients.items():
-        np.testing.assert_allclose(np.array(gradient), np.array(truth[name]), atol=2e-4, rtol=1e-3, err_msg=name)
+        np.testing.assert_allclose(
+            np.array(gradient), np.array(truth[name]), atol=2e-4, rtol=1e-3, err_msg=name
+        )
     # The model is left with plain arrays, not with tracers of a gradient that is over.
     np.testing.assert_allclose(chunked(model).item(), value.item(), atol=1e-5)
 
@@ -204,14 +216,18 @@ def test_gradients_reach_every_adapter_and_nothing_else(tuning: str, family_fold
     policy = load(family_folder("lfm2"), tuning)
     randomize_adapters(policy)
     batch = token_batch(PROMPTS, COMPLETIONS)
-    _, gradients = nn.value_and_grad(policy.model, lambda model: completion_logprobs(model, batch).sum())(policy.model)
+    _, gradients = nn.value_and_grad(policy.model, lambda model: completion_logprobs(model, batch).sum())(
+        policy.model
+    )
     flat = dict(tree_flatten(gradients))
     start = policy.snapshot()
     assert flat.keys() == start.keys()
     generator = np.random.default_rng(1)
     # DoRA takes the norm of its weights as a constant: only the magnitudes have their true slope there.
     moved = [name for name in start if tuning == "lora" or name.endswith(".m")]
-    direction = {name: mx.array(generator.standard_normal(start[name].shape).astype(np.float32)) for name in moved}
+    direction = {
+        name: mx.array(generator.standard_normal(start[name].shape).astype(np.float32)) for name in moved
+    }
     slope = sum((flat[name] * direction[name]).sum().item() for name in moved)
 
     def at(step: float) -> float:

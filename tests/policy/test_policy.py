@@ -162,7 +162,9 @@ def test_the_model_below_the_adapters_is_never_trained(tuning: str, family_folde
 
 
 @pytest.mark.parametrize("tuning", ["lora", "dora"])
-def test_an_adapter_to_start_from_is_the_reference(tuning: str, family_folder: Folder, tmp_path: Path) -> None:
+def test_an_adapter_to_start_from_is_the_reference(
+    tuning: str, family_folder: Folder, tmp_path: Path
+) -> None:
     first = load(family_folder("qwen2"), tuning)
     randomize_adapters(first)
     start = full_logits(first, ROW)

@@ -33,7 +33,9 @@ def share_of(policy: Policy, fail_at: int | None = None) -> Callable[[int], Shar
 
 @pytest.mark.parametrize("fail_at", [0, 1])
 @pytest.mark.parametrize("tuning", ["full", "lora"])
-def test_weights_are_untouched_when_a_share_raises(make_policy: MakePolicy, tuning: str, fail_at: int) -> None:
+def test_weights_are_untouched_when_a_share_raises(
+    make_policy: MakePolicy, tuning: str, fail_at: int
+) -> None:
     policy = make_policy(tuning=tuning)
     before = policy.weights()
     numbers = flat(before)
@@ -73,7 +75,9 @@ def test_no_micro_batches_no_gradient(make_policy: MakePolicy) -> None:
 
 @pytest.mark.parametrize("share_prompt", [False, True])
 @pytest.mark.parametrize("tuning", ["full", "lora"])
-def test_a_checkpointed_step_leaves_no_trace(make_policy: MakePolicy, tuning: str, share_prompt: bool) -> None:
+def test_a_checkpointed_step_leaves_no_trace(
+    make_policy: MakePolicy, tuning: str, share_prompt: bool
+) -> None:
     policy = make_policy(tuning=tuning, checkpointing=True)
     block = type(policy.model.layers[0])
     original, numbers = block.__call__, flat(policy.weights())

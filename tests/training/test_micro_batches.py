@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from mlx_sumrl.config import GrpoConfig, SamplingConfig
+from mlx_sumrl.data.example import Example
 from mlx_sumrl.policy.policy import Policy
 from mlx_sumrl.rollouts.types import Group
 from mlx_sumrl.training.grpo import TrainingRow, grpo_gradient, training_rows
@@ -29,17 +30,23 @@ MakePolicy = Callable[..., Policy]
 KINDS = ("grpo", "bnpo", "dr_grpo", "dapo", "gspo")
 
 
-def found(policy: Policy, rows: Sequence[TrainingRow], spec: LossSpec, **more: object) -> tuple[float, np.ndarray]:
+def found(
+    policy: Policy, rows: Sequence[TrainingRow], spec: LossSpec, **more: object
+) -> tuple[float, np.ndarray]:
     options = GrpoConfig(**options_of(spec).model_dump() | more)
     gradient = grpo_gradient(policy, rows, options, SamplingConfig(max_tokens=MAX_TOKENS))
     return gradient.loss, flat(gradient.gradients)
 
 
-def truth(policy: Policy, rows: Sequence[TrainingRow], spec: LossSpec, temperature: float = 1.0) -> tuple[float, np.ndarray]:
+def truth(
+    policy: Policy, rows: Sequence[TrainingRow], spec: LossSpec, temperature: float = 1.0
+) -> tuple[float, np.ndarray]:
     """Loss and gradient: d loss / d log p from the oracle, times d log p / d weights, row by row."""
     now = logprobs_of(policy, rows, temperature)
-    with policy.as_reference():
-        reference = logprobs_of(policy, rows, temperature) if spec.beta > 0 else now
+    reference = now
+    if spec.beta > 0:
+        with policy.as_reference():
+            reference = logprobs_of(policy, rows, temperature)
     sampler = [list(row.completion.logprobs) for row in rows]
     lengths = [len(row) for row in now]
 
@@ -66,7 +73,9 @@ def trained_policy(make_policy: MakePolicy, tuning: str, checkpointing: bool = F
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("tuning", ["full", "lora"])
 @pytest.mark.parametrize("beta", [0.0, 0.3])
-def test_gradient_is_that_of_rows_one_by_one(make_policy: MakePolicy, kind: str, tuning: str, beta: float) -> None:
+def test_gradient_is_that_of_rows_one_by_one(
+    make_policy: MakePolicy, kind: str, tuning: str, beta: float
+) -> None:
     policy = trained_policy(make_policy, tuning)
     rows = random_rows(policy, staleness=0.5)
     spec = LossSpec(kind, beta=beta)
@@ -84,9 +93,19 @@ def test_any_split_gives_the_same_gradient(make_policy: MakePolicy, kind: str, t
     policies = [trained_policy(make_policy, tuning, checkpointing) for checkpointing in (False, True)]
     rows = random_rows(policies[0], staleness=0.5)
     loss, gradient = found(policies[0], rows, spec, share_prompt=False, micro_batch_rows=len(rows))
-    settings = [(1, 1, True), (0, 1, True), (1, 2, False), (0, 3, True), (1, 3, True), (0, 5, False), (1, 12, False)]
+    settings = [
+        (1, 1, True),
+        (0, 1, True),
+        (1, 2, False),
+        (0, 3, True),
+        (1, 3, True),
+        (0, 5, False),
+        (1, 12, False),
+    ]
     for checkpointing, size, share_prompt in settings:
-        value, split = found(policies[checkpointing], rows, spec, share_prompt=share_prompt, micro_batch_rows=size)
+        value, split = found(
+            policies[checkpointing], rows, spec, share_prompt=share_prompt, micro_batch_rows=size
+        )
         assert value == pytest.approx(loss, rel=1e-5, abs=1e-6)
         assert relative_error(split, gradient) < TOLERANCE, (checkpointing, size, share_prompt)
 
@@ -192,7 +211,9 @@ def test_sums_for_the_metrics_do_not_depend_on_the_split(make_policy: MakePolicy
     policy = trained_policy(make_policy, "full")
     rows = random_rows(policy, staleness=0.5)
     sampling = SamplingConfig(max_tokens=MAX_TOKENS)
-    whole = grpo_gradient(policy, rows, GrpoConfig(beta=0.1, micro_batch_rows=12, share_prompt=False), sampling).sums
+    whole = grpo_gradient(
+        policy, rows, GrpoConfig(beta=0.1, micro_batch_rows=12, share_prompt=False), sampling
+    ).sums
     assert whole["tokens"] == sum(len(row.completion.token_ids) for row in rows)
     for size, share_prompt in ((1, False), (2, True), (5, False)):
         options = GrpoConfig(beta=0.1, micro_batch_rows=size, share_prompt=share_prompt)
@@ -205,18 +226,12 @@ def test_rows_keep_groups_and_advantages_together(make_policy: MakePolicy) -> No
     groups = []
     for prompt in prompts:
         own = tuple(row.completion for row in rows if row.prompt_ids == prompt)
-        groups.append(Group(_example(prompt), own))
+        groups.append(Group(Example("row", prompt, "", "", ""), own))
     advantages = np.array([row.advantage for row in rows]).reshape(4, 3)
     assert training_rows(groups, advantages) == rows
     for wrong in (advantages[:3], advantages[:, :2]):
         with pytest.raises(ValueError, match="zip"):
             training_rows(groups, wrong)
-
-
-def _example(prompt: tuple[int, ...]):  # noqa: ANN202
-    from mlx_sumrl.data.example import Example
-
-    return Example(id="row", prompt_ids=prompt, prompt="", document="", reference="")
 
 
 @pytest.mark.parametrize("size", [1, 12])

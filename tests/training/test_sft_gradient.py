@@ -85,4 +85,6 @@ def test_the_prompt_itself_is_not_learned(make_policy: MakePolicy, tokenizer: An
     rows = plain_rows(policy, [example])
     answer = len(rows[0].completion.token_ids)
     assert sft_gradient(policy, [example], 1).sums["tokens"] == answer
-    assert sft_loss(policy, [example], 1) == pytest.approx(-sum(logprobs_of(policy, rows)[0]) / answer, rel=1e-5)
+    assert sft_loss(policy, [example], 1) == pytest.approx(
+        -sum(logprobs_of(policy, rows)[0]) / answer, rel=1e-5
+    )

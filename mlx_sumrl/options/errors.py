@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from mlx_sumrl.reporting.option_tree import (
+from mlx_sumrl.options.tree import (
     ABSENT,
     Model,
     Path,

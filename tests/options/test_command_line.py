@@ -10,9 +10,9 @@ from typing import Any, Literal
 import pytest
 from pydantic import BaseModel, ConfigDict, Field
 
-from mlx_sumrl.command_line import exit_code_of, parse, parse_command
 from mlx_sumrl.config import RunConfig
 from mlx_sumrl.errors import UserError
+from mlx_sumrl.options.command_line import exit_code_of, parse, parse_command
 
 LEAST = ["--policy.model", "some/model", "--data.train", "rows.jsonl"]
 STAGES = {"stages": [{"name": "length", "steps": 100, "rewards": [{"kind": "length"}]}]}
@@ -371,7 +371,7 @@ class TestExitCode:
 
 def test_never_imports_mlx() -> None:
     script = (
-        "import sys, mlx_sumrl.command_line, mlx_sumrl.reporting.option_help\n"
+        "import sys, mlx_sumrl.options.command_line, mlx_sumrl.options.help\n"
         "assert not [name for name in sys.modules if name == 'mlx' or name.startswith('mlx.')]"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)

@@ -20,10 +20,10 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from mlx_sumrl.errors import UserError
-from mlx_sumrl.reporting import option_tree as tree
-from mlx_sumrl.reporting.option_errors import shown, suggestion, validation_sentence
-from mlx_sumrl.reporting.option_help import help_page
-from mlx_sumrl.reporting.option_tree import ABSENT, dotted
+from mlx_sumrl.options import tree
+from mlx_sumrl.options.errors import shown, suggestion, validation_sentence
+from mlx_sumrl.options.help import help_page
+from mlx_sumrl.options.tree import ABSENT, dotted
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 

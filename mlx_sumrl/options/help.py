@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from mlx_sumrl.reporting.option_tree import (
+from mlx_sumrl.options.tree import (
     ABSENT,
     Model,
     Path,

@@ -1,0 +1,105 @@
+"""How often a model meets an asked length, and how good its summaries are.
+
+    python -m recipes.evaluate --model runs/quickstart/export/model --data.evaluation posts.jsonl
+    python -m recipes.evaluate --model M --adapter A --data.evaluation rows.jsonl --out result.json
+    python -m recipes.evaluate --model M --data.evaluation rows.jsonl --force_length 64
+
+The last is the length-matched baseline: stop tokens are forbidden before that length and the text is cut there.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, model_validator
+from rich.console import Console
+
+from mlx_sumrl.config import (
+    DEFAULT_DTYPE,
+    DataConfig,
+    Dtype,
+    EvaluationConfig,
+    LengthConfig,
+    PolicyConfig,
+    Room,
+)
+from mlx_sumrl.data.examples import config_rows, load_examples
+from mlx_sumrl.evaluation.evaluate import evaluate
+from mlx_sumrl.evaluation.table import comparison_table
+from mlx_sumrl.options.command_line import exit_code_of, parse
+from mlx_sumrl.policy.loading import load_policy
+from mlx_sumrl.reporting.progress import make_progress
+from mlx_sumrl.rollouts import LocalSampler, Sampling
+
+DESCRIPTION = "Evaluate a model on held-out rows: length, ROUGE, METEOR."
+
+
+class EvaluateConfig(Room):
+    """What to evaluate, on what."""
+
+    model: str
+    """A model folder or a Hugging Face id."""
+    adapter: str | None = None
+    """An mlx_lm adapter folder on top of it."""
+    dtype: Dtype = DEFAULT_DTYPE
+    """Type of the weights."""
+    data: DataConfig = DataConfig()
+    """`data.evaluation` names the rows."""
+    length: LengthConfig = LengthConfig()
+    """What counts as within."""
+    max_tokens: int = Field(default=128, gt=1)
+    """Most tokens of a summary, the stop token counted."""
+    force_length: int | None = Field(default=None, gt=0)
+    """Make every summary exactly this long: the length-matched baseline."""
+    temperature: float = Field(default=0.0, ge=0)
+    """0 is greedy."""
+    seed: int = 0
+    """Matters above temperature 0."""
+    batch_size: int = Field(default=EvaluationConfig().batch_size, gt=0)
+    """Prompts decoded at once."""
+    out: Path | None = None
+    """Write summary and rows as JSON here."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.data.evaluation is None and self.data.grammar is None:
+            raise ValueError("data.evaluation is missing: name a .jsonl, .csv or .parquet file, or a dataset")
+        return self
+
+
+def main() -> None:
+    """Load, evaluate, print, write."""
+    config = parse(EvaluateConfig, prog="python -m recipes.evaluate", description=DESCRIPTION)
+    policy = load_policy(PolicyConfig(model=config.model, dtype=config.dtype), adapter=config.adapter)
+    rows = config_rows(config.data, "evaluation", config.seed)
+    assert rows is not None  # the config has checked it
+    loaded = load_examples(rows, config.data, policy.tokenizer, config.length.target, "evaluation")
+    console = Console()
+    console.print(loaded.report.describe(), highlight=False, markup=False)
+    limit = config.force_length or config.max_tokens
+    with make_progress() as progress:
+        progress.start("evaluating", len(loaded.examples))
+        result = evaluate(
+            LocalSampler(policy, config.batch_size),
+            loaded.examples,
+            config.length,
+            Sampling(config.temperature, max_tokens=limit, min_tokens=config.force_length or 0),
+            config.batch_size,
+            config.seed,
+            progress=lambda done, total: progress.update(done, {}),
+        )
+    title = f"{len(result.rows)} rows, target {config.length.target} ± {config.length.tolerance}"
+    console.print(comparison_table({Path(config.model).name: result}, title))
+    if result.meteor_missing:
+        console.print(f"no METEOR: {result.meteor_missing}", highlight=False, markup=False)
+    if config.out:
+        config.out.parent.mkdir(parents=True, exist_ok=True)
+        config.out.write_text(json.dumps(result.to_json(), indent=2, ensure_ascii=False) + "\n")
+        console.print(f"wrote {config.out}", highlight=False, markup=False)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code_of(main))

@@ -1,0 +1,81 @@
+"""The learning rate by hand, and its bounds for any options."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlx_sumrl.config import OptimizerConfig
+from mlx_sumrl.training.schedule import learning_rate
+
+
+def rates(total: int, peak: float | None = None, **options: object) -> list[float]:
+    config = OptimizerConfig(learning_rate=1.0, **options)
+    return [learning_rate(config, step, total, peak) for step in range(total)]
+
+
+def test_constant() -> None:
+    assert rates(4) == [1, 1, 1, 1]
+
+
+def test_warm_up_rises_in_a_line() -> None:
+    # Four steps of a fifth each, and the peak at step 4.
+    assert rates(7, warmup_steps=4) == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1, 1])
+
+
+def test_linear_ends_at_its_share() -> None:
+    assert rates(5, schedule="linear") == pytest.approx([1, 0.75, 0.5, 0.25, 0])
+    assert rates(5, schedule="linear", final_share=0.2) == pytest.approx([1, 0.8, 0.6, 0.4, 0.2])
+    # After a warm-up of 1, the line has 4 steps left: from step 1 to step 4.
+    assert rates(5, schedule="linear", warmup_steps=1) == pytest.approx([0.5, 1, 2 / 3, 1 / 3, 0])
+
+
+def test_cosine_by_hand() -> None:
+    # Half a turn in 4 steps: cos 0, 45, 90, 135 and 180 degrees, from [-1, 1] to [0, 1].
+    root = math.sqrt(0.5)
+    assert rates(5, schedule="cosine") == pytest.approx([1, (1 + root) / 2, 0.5, (1 - root) / 2, 0])
+    assert rates(5, schedule="cosine", final_share=0.5)[2] == pytest.approx(0.75)
+
+
+def test_another_peak_scales_all_of_it() -> None:
+    options = {"schedule": "cosine", "warmup_steps": 3, "final_share": 0.1}
+    assert rates(9, peak=3e-6, **options) == pytest.approx([3e-6 * rate for rate in rates(9, **options)])
+
+
+def test_a_warm_up_longer_than_the_run_never_peaks() -> None:
+    assert rates(3, warmup_steps=10) == pytest.approx([0.25, 0.5, 0.75])
+
+
+schedules = st.sampled_from(["constant", "linear", "cosine"])
+
+
+@given(
+    schedules,
+    st.integers(0, 50),
+    st.floats(0, 1),
+    st.floats(1e-8, 1),
+    st.integers(1, 200),
+    st.integers(0, 300),
+)
+def test_bounds(schedule: str, warmup: int, share: float, peak: float, total: int, step: int) -> None:
+    options = OptimizerConfig(learning_rate=peak, schedule=schedule, warmup_steps=warmup, final_share=share)
+    rate = learning_rate(options, step, total)
+    # Positive while it warms up, never above the peak, never below its last share afterwards.
+    assert 0 <= rate <= peak * (1 + 1e-12)
+    assert rate > 0 if step < min(warmup, total) else rate >= peak * share * (1 - 1e-12)
+
+
+@given(schedules, st.integers(0, 20), st.floats(0, 1), st.integers(3, 60))
+def test_up_once_and_then_down(schedule: str, warmup: int, share: float, total: int) -> None:
+    found = rates(total, schedule=schedule, warmup_steps=warmup, final_share=share)
+    top = min(warmup, total)
+    rising, falling = found[: top + 1], found[top:]
+    assert rising == sorted(rising)
+    assert all(a >= b - 1e-12 for a, b in zip(falling, falling[1:], strict=False))
+    if top < total:
+        assert found[top] == pytest.approx(1)
+    if top < total - 1 and schedule != "constant":
+        assert found[-1] == pytest.approx(share, abs=1e-12)

@@ -11,7 +11,10 @@ import ctypes
 import sys
 
 CANDIDATES = ("libopenblas.so.0", "libopenblasp.so.0", "libopenblas.so", "libmkl_rt.so.2")
-INSTALL_HINT = "install OpenBLAS (Debian, Ubuntu: apt-get install libopenblas0-pthread; Fedora: dnf install openblas-threads)"
+INSTALL_HINT = (
+    "install OpenBLAS (Debian, Ubuntu: apt-get install libopenblas0-pthread; "
+    "Fedora: dnf install openblas-threads)"
+)
 
 
 def preload() -> str | None:

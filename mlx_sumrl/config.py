@@ -86,10 +86,16 @@ class LoraConfig(Room):
     """The update is multiplied by alpha / rank."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the adapter's input. Above 0 the ratio is noisy, since rollouts are sampled without it."""
-    layers: int = -1
+    layers: int = Field(default=-1, ge=-1)
     """How many of the last blocks get adapters; -1 means all."""
     keys: tuple[str, ...] | None = None
     """Names of linear layers inside a block, as `self_attn.q_proj`; null means all of them."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.layers == 0:  # mlx-lm would take 0 for all
+            raise ValueError("policy.lora.layers 0 leaves nothing to train; -1 means all blocks")
+        return self
 
     @property
     def scale(self) -> float:

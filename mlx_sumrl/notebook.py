@@ -1,8 +1,8 @@
 """The whole library in a few calls, for notebooks and scripts.
 
     policy = load_policy("models/my-model", tuning="lora")
-    posts = load_examples("posts.jsonl", policy, target_length=64, document_column="post")
-    train_grpo(policy, posts[:-50], length={"target": 64}, stages=[...])
+    posts = load_examples("posts.jsonl", policy, target=64, document_column="post")
+    train_grpo(policy, posts[:-50], length={"target": 64})
     print(evaluate(policy, posts[-50:], target=64).summary)
     export_adapter(policy, "adapter")
 
@@ -21,11 +21,12 @@ from mlx_sumrl.config import DataConfig, EvaluationConfig, LengthConfig, PolicyC
 from mlx_sumrl.data.example import Example
 from mlx_sumrl.data.examples import load_examples as load_rows
 from mlx_sumrl.data.examples import make_example
-from mlx_sumrl.data.sources import read_rows, rows_from
+from mlx_sumrl.data.sources import Row, Rows, read_rows
 from mlx_sumrl.errors import UserError
 from mlx_sumrl.evaluation.evaluate import evaluate as evaluate_sampler
 from mlx_sumrl.evaluation.results import Evaluation
-from mlx_sumrl.options.errors import validation_sentence
+from mlx_sumrl.options import tree
+from mlx_sumrl.options.errors import shown, suggestion, validation_sentence
 from mlx_sumrl.policy.loading import load_policy as load_with_options
 from mlx_sumrl.policy.policy import Policy
 from mlx_sumrl.reporting.progress import Progress, make_progress
@@ -49,21 +50,23 @@ def load_examples(
     rows: str | Path | Sequence[Mapping[str, Any]],
     policy: Policy,
     *,
-    target_length: int | None = None,
+    target: int | None = None,
     **options: Any,
 ) -> list[Example]:
     """Examples from a file, a dataset's name, or rows as dicts; ``options`` are those of `DataConfig`.
 
-    Raises `UserError`.
+    ``target`` is the length in tokens that the instruction asks for where it says ``{target_length}``. Raises
+    `UserError`.
     """
-    config = _validated(DataConfig, {"max_prompt_tokens": _room_for_prompt(policy), **options})
+    length = _length(target)
+    config = _validated(DataConfig, {"max_prompt_tokens": _room_for_prompt(policy, length), **options})
     limit = config.train_rows
     if isinstance(rows, str | Path):
         source = read_rows(str(rows), config.train_split, limit)
     else:
-        source = rows_from("the given rows", [dict(row) for row in rows][:limit])
-    target = LengthConfig().target if target_length is None else target_length
-    loaded = load_rows(source, config, policy.tokenizer, target)
+        given = [Row(str(row.get("id", f"row {n}")), dict(row)) for n, row in enumerate(rows, start=1)]
+        source = Rows("the given rows", given[:limit])
+    loaded = load_rows(source, config, policy.tokenizer, length.target)
     print(loaded.report.describe())
     return loaded.examples
 
@@ -75,13 +78,16 @@ def train_sft(
     seed: int = 0,
     progress: Progress | None = None,
     **options: Any,
-) -> Policy:
-    """Supervised fine-tuning on the references; ``options`` are those of `SftConfig`. Returns the policy."""
+) -> None:
+    """Supervised fine-tuning on the references, in place; ``options`` are those of `SftConfig`.
+
+    Raises `UserError`.
+    """
+    _check_examples(examples, "train on")
     config = _run_config(policy, {"seed": seed, "sft": _validated(SftConfig, options)})
     assert config.sft is not None
     with progress or make_progress() as shown:
         Trainer(policy, config, progress=shown).sft(examples, config.sft)
-    return policy
 
 
 def train_grpo(
@@ -91,16 +97,17 @@ def train_grpo(
     run: str | Path | None = None,
     progress: Progress | None = None,
     **options: Any,
-) -> Policy:
-    """GRPO through the stages of a curriculum; the staged default where ``stages`` is left out.
+) -> None:
+    """GRPO, in place, through the stages of a curriculum; the staged default where ``stages`` is left out.
 
     ``options`` are rooms of `RunConfig` (``length={"target": 64}``, ``grpo={...}``, ``stages=[...]``). ``run``
-    names a folder for metrics, rollouts and checkpoints; without one nothing is written. Returns the policy.
-    Raises `UserError`.
+    names a folder for metrics, rollouts and checkpoints; without one nothing is written. Raises `UserError`.
     """
+    _check_examples(examples, "train on")
     if run is not None:
         options |= {"runs_dir": Path(run).parent, "name": Path(run).name}
     config = _run_config(policy, {"stages": STAGED, **options})
+    _check_context(policy, examples, config.sampling.max_tokens)
     for stage in config.stages:
         build_rewards(stage, config.length)
     folder = RunFolder.create(config) if run is not None else None
@@ -112,7 +119,6 @@ def train_grpo(
     finally:
         if folder:
             folder.close()
-    return policy
 
 
 def evaluate(
@@ -127,13 +133,10 @@ def evaluate(
 ) -> Evaluation:
     """One greedy summary per example, scored for length and overlap with its reference.
 
-    ``force_length`` makes every summary exactly that long: the length-matched baseline.
+    ``force_length`` makes every summary exactly that long: the length-matched baseline. Raises `UserError`.
     """
-    length = LengthConfig()
-    length = LengthConfig(
-        target=length.target if target is None else target,
-        tolerance=length.tolerance if tolerance is None else tolerance,
-    )
+    _check_examples(examples, "evaluate on")
+    length = _length(target, tolerance)
     limit = force_length or max_tokens or _longest(length)
     batch = EvaluationConfig().batch_size
     with progress or make_progress() as shown:
@@ -152,11 +155,17 @@ def summarize(
     policy: Policy, text: str, *, target: int | None = None, temperature: float = 0.0, **options: Any
 ) -> str:
     """A summary of one text; ``options`` are those of `DataConfig` (instruction, system, ...)."""
-    config = _validated(DataConfig, {"max_prompt_tokens": _room_for_prompt(policy), **options})
-    length = LengthConfig() if target is None else LengthConfig(target=target)
+    length = _length(target)
+    config = _validated(DataConfig, {"max_prompt_tokens": _room_for_prompt(policy, length), **options})
     example = make_example(text, config, policy.tokenizer, length.target)
     sampling = Sampling(temperature=temperature, max_tokens=_longest(length))
-    return LocalSampler(policy).sample([example], 1, sampling, 0)[0].completions[0].text
+    return LocalSampler(policy).sample([example], 1, sampling, 0)[0].completions[0].text.strip()
+
+
+def _length(target: int | None, tolerance: int | None = None) -> LengthConfig:
+    given = {"target": target, "tolerance": tolerance}
+    length: LengthConfig = _validated(LengthConfig, {k: v for k, v in given.items() if v is not None})
+    return length
 
 
 def _longest(length: LengthConfig) -> int:
@@ -164,11 +173,24 @@ def _longest(length: LengthConfig) -> int:
     return length.target + max(length.target // 2, length.tolerance + 1)
 
 
-def _room_for_prompt(policy: Policy) -> int:
+def _room_for_prompt(policy: Policy, length: LengthConfig) -> int:
     default = DataConfig().max_prompt_tokens
-    return (
-        default if policy.context is None else min(default, max(policy.context - _longest(LengthConfig()), 1))
-    )
+    return default if policy.context is None else min(default, max(policy.context - _longest(length), 1))
+
+
+def _check_examples(examples: Sequence[Example], purpose: str) -> None:
+    if not examples:
+        raise UserError(f"there are no examples to {purpose}: the list is empty")
+
+
+def _check_context(policy: Policy, examples: Sequence[Example], max_tokens: int) -> None:
+    longest = max(len(example.prompt_ids) for example in examples)
+    if policy.context is not None and longest + max_tokens > policy.context:
+        raise UserError(
+            f"the longest prompt has {longest} tokens and sampling.max_tokens is {max_tokens}; {policy.source} "
+            f"reads {policy.context} together: lower one of them, or load the examples with max_prompt_tokens="
+            f"{max(policy.context - max_tokens, 1)}"
+        )
 
 
 def _run_config(policy: Policy, rooms: Mapping[str, Any]) -> RunConfig:
@@ -177,6 +199,13 @@ def _run_config(policy: Policy, rooms: Mapping[str, Any]) -> RunConfig:
 
 
 def _validated(model: Any, values: Mapping[str, Any]) -> Any:
+    for path in tree.unknown_keys(model, dict(values)):
+        way_out = suggestion(model, path)
+        if not way_out.startswith("did you mean"):  # it names a command line's --help
+            way_out = f"see mlx_sumrl.config.{model.__name__} for those there are"
+        raise UserError(
+            f"unknown option {tree.dotted(path)} (value {shown(tree.lookup(values, path))}); {way_out}"
+        )
     try:
         return model.model_validate(values)
     except ValidationError as error:

@@ -7,6 +7,7 @@ With ``--resume runs/NAME`` every part that is already on disk is taken from the
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -43,7 +44,15 @@ def main(
     )
     config, run = opened(command)
     with run, make_progress() as progress:
-        train(config, run, progress)
+        try:
+            train(config, run, progress)
+        except KeyboardInterrupt:
+            progress.finish()
+            print(
+                f"stopped; go on with: python -m recipes.{name} --resume {shlex.quote(str(run.path))}",
+                file=sys.stderr,
+            )
+            raise
 
 
 def opened(command: Command[RunConfig]) -> tuple[RunConfig, RunFolder]:

@@ -49,7 +49,7 @@ def load_policy(options: PolicyConfig | str, *, adapter: str | None = None, seed
         tree_map(lambda a: a.astype(dtype) if mx.issubdtype(a.dtype, mx.floating) else a, model.parameters())
     )
     mlx_internals.check_split(model, options.model)
-    tokenizer = load_tokenizer(folder, options.trust_remote_code)
+    tokenizer, splits_otherwise = read_tokenizer(folder, options.trust_remote_code)
     stop_ids = _stop_ids(config, tokenizer, options.model)
     policy = Policy(
         model=model,
@@ -61,6 +61,7 @@ def load_policy(options: PolicyConfig | str, *, adapter: str | None = None, seed
         stop_id=tokenizer.eos_token_id if tokenizer.eos_token_id in stop_ids else min(stop_ids),
         context=context_length(config),
         reconciled=config != raw,
+        splits_otherwise=splits_otherwise,
         source=options.model,
     )
     _make_trainable(policy, seed)
@@ -90,6 +91,11 @@ def model_folder(name: str) -> Path:
 
 def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
     """The Hugging Face tokenizer of a model folder, exactly as its tokenizer.json has it. Raises `UserError`."""
+    return read_tokenizer(folder, trust_remote_code)[0]
+
+
+def read_tokenizer(folder: Path, trust_remote_code: bool = False) -> tuple[Any, bool]:
+    """As `load_tokenizer`, and whether AutoTokenizer, and with it mlx_lm and vLLM, would split texts otherwise."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     if not any((folder / name).is_file() for name in VOCABULARY_FILES):
@@ -99,14 +105,15 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        if _rebuilt(tokenizer, folder / "tokenizer.json"):
+        rebuilt = _rebuilt(tokenizer, folder / "tokenizer.json")
+        if rebuilt:
             tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{folder} has no tokenizer that can be loaded: {reason}") from error
     if not tokenizer.is_fast:
         raise UserError(f"{folder} has only a slow tokenizer; it needs a tokenizer.json")
-    return tokenizer
+    return tokenizer, rebuilt
 
 
 def _rebuilt(tokenizer: Any, file: Path) -> bool:

@@ -171,21 +171,21 @@ class BatchCache:
     own position counts from its own first token. Room for the whole completion is taken at once.
     """
 
-    def __init__(self, prompts: Sequence[KVCache], repeats: int, room: int) -> None:
+    def __init__(self, prompts: Sequence[KVCache], repeats: Sequence[int], room: int) -> None:
         lengths = [cache.offset for cache in prompts]
         longest = max(lengths)
 
         def lay_out(which: str) -> mx.array:
             rows = []
-            for cache, length in zip(prompts, lengths, strict=True):
+            for cache, length, count in zip(prompts, lengths, repeats, strict=True):
                 array = getattr(cache, which)[..., :length, :]
                 padded = mx.pad(array, [(0, 0), (0, 0), (longest - length, room), (0, 0)])
-                rows.append(mx.repeat(padded, repeats, axis=0))
+                rows.append(mx.repeat(padded, count, axis=0))
             return mx.concatenate(rows, axis=0)
 
         self.keys, self.values = lay_out("keys"), lay_out("values")
-        self.filled = longest
-        padding = [longest - length for length in lengths for _ in range(repeats)]
+        self.filled: int = longest
+        padding = [longest - n for n, count in zip(lengths, repeats, strict=True) for _ in range(count)]
         self.padding_B = mx.array(padding) if any(padding) else None
 
     @property
@@ -230,9 +230,12 @@ class BatchState:
 
     lengths = None
 
-    def __init__(self, prompts: Sequence[ArraysCache], repeats: int) -> None:
+    def __init__(self, prompts: Sequence[ArraysCache], repeats: Sequence[int]) -> None:
         self.state = [
-            mx.concatenate([mx.repeat(cache[i], repeats, axis=0) for cache in prompts], axis=0)
+            mx.concatenate(
+                [mx.repeat(cache[i], count, axis=0) for cache, count in zip(prompts, repeats, strict=True)],
+                axis=0,
+            )
             for i in range(len(prompts[0].cache))
         ]
 
@@ -270,9 +273,9 @@ def prompt_cache(model: nn.Module) -> list[KVCache | ArraysCache]:
 
 
 def spread(
-    prompts: Sequence[Sequence[KVCache | ArraysCache]], repeats: int, room: int
+    prompts: Sequence[Sequence[KVCache | ArraysCache]], repeats: Sequence[int], room: int
 ) -> list[BatchCache | BatchState]:
-    """Caches of P prompts, each filled once, as caches of P x ``repeats`` rows with ``room`` more tokens."""
+    """Caches of P prompts, each filled once, as caches of ``repeats[p]`` rows each with ``room`` more tokens."""
     spread_caches: list[BatchCache | BatchState] = []
     for layer in zip(*prompts, strict=True):
         if isinstance(layer[0], KVCache):
@@ -373,8 +376,9 @@ def checkpointed_layers(model: nn.Module, active: bool) -> Iterator[None]:
         if getattr(original, "recomputes", False):
             raise RuntimeError(f"{cls.__name__} is checkpointed already")
         originals[cls] = original
-        cls.__call__ = _recomputing(original)  # type: ignore[method-assign]
     try:
+        for cls, original in originals.items():
+            cls.__call__ = _recomputing(original)  # type: ignore[method-assign]
         yield
     finally:
         for cls, original in originals.items():

@@ -42,6 +42,8 @@ class Policy:
     """Most tokens of prompt and completion together, where the config says."""
     reconciled: bool = False
     """Whether the folder's own config.json would be misread by mlx-lm; an adapter then needs the fused export."""
+    splits_otherwise: bool = False
+    """Whether transformers' AutoTokenizer splits texts by other rules than the folder's tokenizer.json."""
     source: str = ""
     """What the user called it: a folder or a hub id."""
     reference: Weights | None = field(default=None, repr=False)

@@ -51,6 +51,7 @@ def reconciled_config(config: dict[str, Any], tensors: Collection[str], source: 
     config = dict(config)
     family = config.get("model_type")
     _reconcile_rotary(config, source)
+    _check_scaling(config, source)
     if config.get("rope_theta") is None and family in UNSAID_ROTARY_BASE:
         config["rope_theta"] = UNSAID_ROTARY_BASE[family]
     if family == "lfm2":
@@ -101,6 +102,13 @@ def _reconcile_rotary(config: dict[str, Any], source: str) -> None:
         raise UserError(f"{source}: rotary scaling {kind!r} is not supported for lfm2")
     if config.get("rope_scaling") is None:
         config["rope_scaling"] = {**nested, "type": kind}
+
+
+def _check_scaling(config: dict[str, Any], source: str) -> None:
+    scaling = config.get("rope_scaling") or {}
+    if scaling.get("rope_type", scaling.get("type")) == "dynamic":
+        # its base depends on how long the text is, so a batch of prompts of different lengths has no single one
+        raise UserError(f"{source}: rotary scaling 'dynamic' is not supported; export the model with another")
 
 
 def _reconcile_head(config: dict[str, Any], tensors: Collection[str], source: str) -> None:

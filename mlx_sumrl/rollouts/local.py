@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -36,6 +37,39 @@ class _Row:
     stopped: bool = False
 
 
+@dataclass(frozen=True)
+class _FilledPrompt:
+    """A prompt that has been read: its cache, and the hidden state [1, D] that its first token comes from."""
+
+    cache: Any
+    last_hidden: mx.array
+
+
+@dataclass(frozen=True)
+class Span:
+    """Completions ``first`` to ``first + rows`` of the prompt at this place."""
+
+    prompt: int
+    first: int
+    rows: int
+
+
+def row_batches(prompts: int, group_size: int, max_rows: int) -> list[list[Span]]:
+    """Batches of at most ``max_rows`` completions that together hold every one once, in order."""
+    batches: list[list[Span]] = [[]]
+    room = max_rows
+    for prompt in range(prompts):
+        first = 0
+        while first < group_size:
+            if room == 0:
+                batches.append([])
+                room = max_rows
+            rows = min(group_size - first, room)
+            batches[-1].append(Span(prompt, first, rows))
+            first, room = first + rows, room - rows
+    return batches if batches[-1] else []
+
+
 class LocalSampler:
     """Samples with a `Policy` in this process; implements `Sampler`."""
 
@@ -54,22 +88,35 @@ class LocalSampler:
         self, examples: Sequence[Example], group_size: int, sampling: Sampling, seed: int
     ) -> list[Group]:
         """One group per example, in their order; see `Sampler`."""
-        model = self.policy.model
-        model.eval()
-        at_once = max(1, self.max_rows // group_size)
-        groups: list[Group] = []
-        for start in range(0, len(examples), at_once):
-            part = examples[start : start + at_once]
-            uniforms_BT = mx.array(
-                np.concatenate(
-                    [uniforms(seed, start + i, group_size, sampling.max_tokens) for i in range(len(part))]
-                )
+        self.policy.model.eval()
+        draws = [uniforms(seed, p, group_size, sampling.max_tokens) for p in range(len(examples))]
+        rows_PG: list[list[_Row]] = [[] for _ in examples]
+        filled: dict[int, _FilledPrompt] = {}
+        for batch in row_batches(len(examples), group_size, self.max_rows):
+            for span in batch:
+                if span.prompt not in filled:
+                    filled[span.prompt] = self._fill(examples[span.prompt])
+            rows = self._decode(
+                [filled[span.prompt] for span in batch],
+                [span.rows for span in batch],
+                sampling,
+                mx.array(np.concatenate([draws[s.prompt][s.first : s.first + s.rows] for s in batch])),
             )
-            rows = self._decode(part, group_size, sampling, uniforms_BT)
-            for i, example in enumerate(part):
-                own = rows[i * group_size : (i + 1) * group_size]
-                groups.append(Group(example, tuple(self._completion(row) for row in own)))
-        return groups
+            for span in batch:
+                rows_PG[span.prompt] += rows[: span.rows]
+                rows = rows[span.rows :]
+                if len(rows_PG[span.prompt]) == group_size:
+                    del filled[span.prompt]
+        return [
+            Group(example, tuple(self._completion(row) for row in rows))
+            for example, rows in zip(examples, rows_PG, strict=True)
+        ]
+
+    def _fill(self, example: Example) -> _FilledPrompt:
+        """Run a prompt through the model, once."""
+        cache = mlx_internals.prompt_cache(self.policy.model)
+        hidden = mlx_internals.backbone(self.policy.model, mx.array([example.prompt_ids]), cache)
+        return _FilledPrompt(cache, hidden[:, -1])
 
     def _completion(self, row: _Row) -> Completion:
         return Completion(
@@ -81,18 +128,20 @@ class LocalSampler:
         )
 
     def _decode(
-        self, examples: Sequence[Example], group_size: int, sampling: Sampling, uniforms_BT: mx.array
+        self,
+        prompts: Sequence[_FilledPrompt],
+        repeats: Sequence[int],
+        sampling: Sampling,
+        uniforms_BT: mx.array,
     ) -> list[_Row]:
+        """``repeats[i]`` completions of each prompt, side by side."""
         model = self.policy.model
-        prompt_caches, last_hidden = [], []
-        for example in examples:
-            cache = mlx_internals.prompt_cache(model)
-            hidden = mlx_internals.backbone(model, mx.array([example.prompt_ids]), cache)[:, -1]
-            last_hidden.append(mx.repeat(hidden, group_size, axis=0))
-            prompt_caches.append(cache)
-        caches = mlx_internals.spread(prompt_caches, group_size, sampling.max_tokens)
+        caches = mlx_internals.spread([prompt.cache for prompt in prompts], repeats, sampling.max_tokens)
+        last_hidden = [
+            mx.repeat(p.last_hidden, count, axis=0) for p, count in zip(prompts, repeats, strict=True)
+        ]
         logits_BV = mlx_internals.head(model, mx.concatenate(last_hidden))
-        rows = [_Row() for _ in range(len(examples) * group_size)]
+        rows = [_Row() for _ in range(sum(repeats))]
         going = list(range(len(rows)))  # index into rows of each row of the batch
         forbidden = np.zeros((1, logits_BV.shape[-1]), np.float32)
         forbidden[0, sorted(self.policy.stop_ids)] = -np.inf

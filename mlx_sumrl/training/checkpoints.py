@@ -16,6 +16,7 @@ import re
 import shutil
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 
@@ -63,11 +64,12 @@ def save_checkpoint(folder: Path, state: TrainState, policy: Policy, optimizer: 
         digests[file.name] = _digest(file)
         _flush(file)
     record = {"state": asdict(state), "optimizer_count": optimizer.count, "sha256": digests}
+    record["sha256_of_record"] = _digest_of_record(record)
     (unfinished / "state.json").write_text(json.dumps(record, indent=2) + "\n")
     _flush(unfinished / "state.json")
     _flush(unfinished)
     if final.exists():  # the same step again, after a resume that moved no further
-        shutil.rmtree(final)
+        os.replace(final, folder / f"{UNFINISHED}replaced-{final.name}-{os.getpid()}")  # prune removes it
     os.replace(unfinished, final)
     _flush(folder)
     prune(folder, keep)
@@ -101,14 +103,17 @@ def load_checkpoint(checkpoint: Path, policy: Policy, optimizer: AdamW) -> Train
         known = {f.name for f in fields(TrainState)}
         state = TrainState(**{key: value for key, value in record["state"].items() if key in known})
         digests: dict[str, str] = record["sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{checkpoint} is not a checkpoint: {error}") from error
+        whole = record.pop("sha256_of_record") == _digest_of_record(record)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{checkpoint} is not a checkpoint: its state.json is missing or damaged ({error})"
+        ) from error
+    if not whole:
+        raise _damaged(checkpoint / "state.json")
     for name, digest in digests.items():
         file = checkpoint / name
         if not file.is_file() or _digest(file) != digest:
-            raise UserError(
-                f"{file} is not what was saved; remove {checkpoint} to go on from the checkpoint before it"
-            )
+            raise _damaged(file)
     try:
         policy.set_weights(_load(checkpoint / "policy.safetensors"))
     except ValueError as error:
@@ -124,6 +129,16 @@ def _load(file: Path) -> Weights:
     assert isinstance(arrays, dict)
     mx.eval(arrays)  # read now: the file may be pruned while the run goes on
     return arrays
+
+
+def _damaged(file: Path) -> UserError:
+    return UserError(
+        f"{file} is not what was saved; remove {file.parent} to go on from the checkpoint before it"
+    )
+
+
+def _digest_of_record(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _digest(file: Path) -> str:

@@ -123,6 +123,11 @@ def _micro_batch(rows: Sequence[TrainingRow], share_prompt: bool) -> _MicroBatch
         mask = tokens.mask_BT
     sampled = np.zeros(mask.shape, np.float32)
     for i, row in enumerate(rows):
+        if len(row.completion.logprobs) != len(row.completion.token_ids):
+            raise ValueError(
+                f"a completion of {len(row.completion.token_ids)} tokens came with "
+                f"{len(row.completion.logprobs)} log-probabilities"
+            )
         sampled[i, : len(row.completion.logprobs)] = row.completion.logprobs
     return _MicroBatch(
         tokens, mask, mx.array(sampled), mx.array([row.advantage for row in rows], dtype=mx.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,11 @@ def prepare(config: RunConfig, folder: Path, note: Note) -> Prepared:
             f"mlx-lm would misread the config.json of {policy.source}; use export/model rather than the adapter "
             "on that folder"
         )
+    if policy.splits_otherwise:
+        note(
+            f"transformers splits texts by other rules than the tokenizer.json of {policy.source}, which is what is "
+            "trained with here: mlx_lm and vLLM, given text rather than token ids, will see other tokens"
+        )
     return Prepared(policy, train, held_out)
 
 
@@ -62,10 +68,12 @@ def check_context(config: RunConfig, policy: Policy) -> None:
     """Raises `UserError` when prompts and completions can be longer than what the model was trained for."""
     needed = config.data.max_prompt_tokens + config.sampling.max_tokens
     if policy.context is not None and needed > policy.context:
+        left = policy.context - config.sampling.max_tokens
+        way_out = f"--data.max_prompt_tokens {left}" if left > 0 else "--sampling.max_tokens lower"
         raise UserError(
             f"data.max_prompt_tokens {config.data.max_prompt_tokens} and sampling.max_tokens "
             f"{config.sampling.max_tokens} make {needed} tokens, and {policy.source} reads {policy.context}; "
-            f"set --data.max_prompt_tokens {max(policy.context - config.sampling.max_tokens, 1)}"
+            f"set {way_out}"
         )
 
 
@@ -103,6 +111,10 @@ def _policy_options(config: RunConfig, folder: Path) -> PolicyConfig:
     columns = (config.data.document_column, config.data.reference_column)
     texts = [str(row.fields[column]) for row in rows.rows for column in columns if column in row.fields]
     seed = derived_seed(config.seed, "tiny model")
+    if not (
+        folder / "checkpoints"
+    ).exists():  # else one may be left of a start that failed with other options
+        shutil.rmtree(folder / "base", ignore_errors=True)
     base = make_tiny_model(folder / "base", config.policy.tiny, [config.data.instruction, *texts], seed)
     return config.policy.model_copy(update={"model": str(base), "tiny": None})
 

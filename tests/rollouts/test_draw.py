@@ -126,7 +126,9 @@ def test_pairs_of_tokens_are_drawn_independently(policy: Policy) -> None:
     joint = np.zeros((size, size))
     for token in np.flatnonzero(first):
         assert int(token) not in policy.stop_ids
-        joint[token] = first[token] * np.exp(sampling_logprobs(full_logits(policy, [*prompt, token])[-1], *filters))
+        joint[token] = first[token] * np.exp(
+            sampling_logprobs(full_logits(policy, [*prompt, token])[-1], *filters)
+        )
     pairs = np.array([completion.token_ids for completion in group.completions])
     check_frequencies(pairs[:, 0] * size + pairs[:, 1], joint.reshape(-1))
 

@@ -34,7 +34,9 @@ FILTERS = [{}, {"temperature": 0.7, "top_p": 0.9, "top_k": 5}, {"temperature": 1
 PROMPTS = random_prompts([3, 11, 1, 7])
 
 
-def load(folder: Path, tuning: str = "full", dtype: str = "float32", stops: frozenset[int] = MANY_STOPS) -> Policy:
+def load(
+    folder: Path, tuning: str = "full", dtype: str = "float32", stops: frozenset[int] = MANY_STOPS
+) -> Policy:
     policy = load_policy(PolicyConfig(model=str(folder), tuning=tuning, dtype=dtype, lora=LoraConfig(rank=4)))
     policy.stop_ids = stops
     return policy
@@ -132,7 +134,12 @@ def test_where_a_completion_ends(family_folder: Folder) -> None:
 def test_a_stop_token_as_the_last_one_allowed_is_a_stop(family_folder: Folder) -> None:
     policy = load(family_folder("qwen2"))
     groups = LocalSampler(policy).sample(PROMPTS, 64, Sampling(max_tokens=3), seed=1)
-    last = [c for group in groups for c in group.completions if len(c.token_ids) == 3 and c.token_ids[2] in MANY_STOPS]
+    last = [
+        c
+        for group in groups
+        for c in group.completions
+        if len(c.token_ids) == 3 and c.token_ids[2] in MANY_STOPS
+    ]
     assert len(last) > 5
     assert {(c.finish_reason, c.length) for c in last} == {("stop", 2)}
 
@@ -159,7 +166,9 @@ def test_retiring_finished_rows_does_not_show(
     for group, other in zip(groups, usual, strict=True):
         for completion, same in zip(group.completions, other.completions, strict=True):
             np.testing.assert_allclose(completion.logprobs, same.logprobs, atol=1e-5)
-    going = [sum(len(row) > position for group in ids(groups) for row in group) for position in range(len(widths))]
+    going = [
+        sum(len(row) > position for group in ids(groups) for row in group) for position in range(len(widths))
+    ]
     assert going[-1] < 24  # some had finished
     if retire_at == 0:
         assert set(widths) == {24}
@@ -183,7 +192,9 @@ def test_one_seed_gives_one_result(family_folder: Folder) -> None:
     policy = load(family_folder("qwen2"))
     sampling = Sampling(max_tokens=16)
     first = LocalSampler(policy).sample(PROMPTS, 8, sampling, seed=4)
-    assert LocalSampler(policy).sample(PROMPTS, 8, sampling, seed=4) == first  # log-probabilities too, bit for bit
+    assert (
+        LocalSampler(policy).sample(PROMPTS, 8, sampling, seed=4) == first
+    )  # log-probabilities too, bit for bit
     mx.random.seed(99)  # MLX's own generator has no part in it
     assert LocalSampler(policy).sample(PROMPTS, 8, sampling, seed=4) == first
     other = ids(LocalSampler(policy).sample(PROMPTS, 8, sampling, seed=5))
@@ -255,7 +266,10 @@ def test_a_length_can_be_forced(length: int, temperature: float, family_folder: 
 
 def test_sampling_is_without_dropout(family_folder: Folder) -> None:
     options = PolicyConfig(
-        model=str(family_folder("qwen2")), dtype="float32", tuning="lora", lora=LoraConfig(rank=4, dropout=0.5)
+        model=str(family_folder("qwen2")),
+        dtype="float32",
+        tuning="lora",
+        lora=LoraConfig(rank=4, dropout=0.5),
     )
     policy = load_policy(options)
     randomize_adapters(policy)

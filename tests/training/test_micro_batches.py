@@ -20,7 +20,7 @@ from mlx_sumrl.rollouts.types import Group
 from mlx_sumrl.training.grpo import TrainingRow, grpo_gradient, training_rows
 
 from . import oracle
-from .models import STOP, completion, flat, logprobs_of, moved, random_rows, weighted_gradient
+from .models import STOP, completion, flat, logprobs_of, moved, random_rows, tiny_policy, weighted_gradient
 from .oracle import LossSpec, Ragged, relative_error
 from .tables import options_of
 
@@ -43,10 +43,7 @@ def truth(
 ) -> tuple[float, np.ndarray]:
     """Loss and gradient: d loss / d log p from the oracle, times d log p / d weights, row by row."""
     now = logprobs_of(policy, rows, temperature)
-    reference = now
-    if spec.beta > 0:
-        with policy.as_reference():
-            reference = logprobs_of(policy, rows, temperature)
+    reference = logprobs_of(reference_of(policy), rows, temperature)
     sampler = [list(row.completion.logprobs) for row in rows]
     lengths = [len(row) for row in now]
 
@@ -60,6 +57,14 @@ def truth(
     slopes = oracle.finite_differences(loss, numbers)
     weights = [part.tolist() for part in np.split(slopes, np.cumsum(lengths)[:-1])]
     return loss(numbers), flat(weighted_gradient(policy, rows, weights, temperature))
+
+
+def reference_of(policy: Policy) -> Policy:
+    """A model of its own with the reference's weights; below adapters, the base that the same seed gives."""
+    other = tiny_policy()
+    if policy.reference is not None:
+        other.set_weights(policy.reference)
+    return other
 
 
 def trained_policy(make_policy: MakePolicy, tuning: str, checkpointing: bool = False) -> Policy:

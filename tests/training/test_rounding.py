@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from mlx_sumrl.config import OptimizerConfig
+from mlx_sumrl.training import optimizer as optimizer_module
 from mlx_sumrl.training.optimizer import AdamW, rounded
 
 N = 1 << 17
@@ -63,6 +64,14 @@ def test_infinity_and_nan_are_kept() -> None:
         assert (found[:, 1] == -math.inf).all()
         assert np.isnan(found[:, 2]).all()
         assert (found[:, 3] == 1).all()
+
+
+@pytest.mark.parametrize("bits", [0x7F800001, 0x7FFFFFFF, 0xFF80FFFF, 0xFFFFFFFF])
+def test_no_nan_is_rounded_to_a_number(bits: int) -> None:
+    # Cut off, the first would be infinity; with noise added, the second would carry over into -0.
+    values = mx.full((1000,), bits, dtype=mx.uint32).view(mx.float32)
+    result = rounded(values, mx.bfloat16, "stochastic", mx.random.key(0))
+    assert np.isnan(np.array(result.astype(mx.float32))).all()
 
 
 def test_one_key_one_rounding() -> None:
@@ -152,6 +161,15 @@ def test_each_weight_and_each_step_has_its_own_randomness() -> None:
         moves += [np.array((updated[name] != weights[name]).astype(mx.float32)) for name in weights]
     for i, j in [(0, 1), (0, 2), (2, 3)]:
         assert abs(np.corrcoef(moves[i], moves[j])[0, 1]) < 5 / math.sqrt(N // 8)
+
+
+def test_each_slice_has_its_own_randomness(monkeypatch: pytest.MonkeyPatch) -> None:
+    size = N // 8
+    monkeypatch.setattr(optimizer_module, "SLICE", size)
+    weights = mx.full((2, size), LOW, dtype=mx.bfloat16)
+    moves = np.array((one_step(weights, "stochastic", rate=0.4 * GAP)[0] != weights).astype(mx.float32))
+    assert np.abs(moves.mean(axis=1) - 0.4).max() < 5 * math.sqrt(0.24 / size)
+    assert abs(np.corrcoef(moves[0], moves[1])[0, 1]) < 5 / math.sqrt(size)
 
 
 def test_one_seed_one_run() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -74,7 +75,7 @@ def test_up_once_and_then_down(schedule: str, warmup: int, share: float, total: 
     top = min(warmup, total)
     rising, falling = found[: top + 1], found[top:]
     assert rising == sorted(rising)
-    assert all(a >= b - 1e-12 for a, b in zip(falling, falling[1:], strict=False))
+    assert all(a >= b - 1e-12 for a, b in itertools.pairwise(falling))
     if top < total:
         assert found[top] == pytest.approx(1)
     if top < total - 1 and schedule != "constant":

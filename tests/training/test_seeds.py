@@ -6,14 +6,15 @@ from mlx_sumrl.training.seeds import derived_seed
 
 
 def test_every_argument_counts() -> None:
-    seeds = {
-        derived_seed(*arguments)
-        for arguments in [
-            (0, "rollouts", 0), (1, "rollouts", 0), (0, "rollouts", 1), (0, "dropout", 0), (0, "rollouts"),
-            (0, "rollouts", 1, 2), (0, "rollouts", 2, 1),
-        ]
-    }  # fmt: skip
-    assert len(seeds) == 7
+    arguments = [
+        (0, "rollouts", 0),
+        (1, "rollouts", 0),
+        (0, "rollouts", 1),
+        (0, "dropout", 0),
+        (0, "rollouts", 1, 2),
+        (0, "rollouts", 2, 1),
+    ]
+    assert len({derived_seed(*some) for some in arguments}) == len(arguments)
 
 
 def test_the_same_arguments_give_the_same_seed() -> None:

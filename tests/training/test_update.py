@@ -69,7 +69,7 @@ def test_too_many_in_a_row_stop_the_run() -> None:
     weights = flat(policy.weights())
     for _ in range(2):
         apply_update(policy, optimizer, guard, BAD[0], 0.1)
-    with pytest.raises(UserError, match="3 steps in a row.*max_bad_steps"):
+    with pytest.raises(UserError, match=r"3 steps in a row.*max_bad_steps"):
         apply_update(policy, optimizer, guard, BAD[2], 0.1)
     np.testing.assert_array_equal(flat(policy.weights()), weights)
     assert optimizer.count == 0

@@ -1,0 +1,231 @@
+"""The shipped YAML files, read as the recipes read them: options, stages and their gates, memory."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NoReturn
+
+import pytest
+
+from mlx_sumrl.config import RunConfig, StageConfig
+from mlx_sumrl.data.example import Example
+from mlx_sumrl.data.examples import load_examples
+from mlx_sumrl.data.sources import Row, Rows
+from mlx_sumrl.options.command_line import Command
+from mlx_sumrl.policy.tiny import train_tokenizer
+from mlx_sumrl.reporting.memory_estimate import GIB, USABLE_SHARE, MemoryEstimate
+from mlx_sumrl.reporting.model_shape import ModelShape
+from mlx_sumrl.rewards.scoring import build_rewards
+from mlx_sumrl.rollouts.types import Completion, Group
+from mlx_sumrl.training import preparation
+from mlx_sumrl.training.stages import JOINT, STAGED
+from recipes import grpo
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "recipes" / "configs").glob("*.yaml"))
+RECIPES = {"grpo_staged": STAGED, "grpo_joint": JOINT}
+ATTENTION = (2, 5, 8, 10, 12, 14)
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "tldr_qwen": {
+        "model_type": "qwen2",
+        "hidden_size": 896,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "intermediate_size": 4864,
+        "vocab_size": 151936,
+        "tie_word_embeddings": True,
+        "max_position_embeddings": 32768,
+    },
+    "tldr_lfm2": {
+        "model_type": "lfm2",
+        "hidden_size": 1024,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "vocab_size": 65536,
+        "block_ff_dim": 6656,
+        "block_auto_adjust_ff_dim": True,
+        "block_multiple_of": 256,
+        "block_ffn_dim_multiplier": 1.0,
+        "conv_L_cache": 3,
+        "conv_bias": False,
+        "layer_types": ["full_attention" if layer in ATTENTION else "conv" for layer in range(16)],
+        "max_position_embeddings": 32768,
+    },
+}
+"""config.json of Qwen2.5-0.5B and LFM2-350M, as far as sizes go."""
+PARAMETERS = {"tldr_qwen": 494_032_768, "tldr_lfm2": 354_483_968}
+"""Totals as the models' pages on the hub give them."""
+FULL = ("--policy.tuning", "full", "--optimizer.learning_rate", "2e-6")
+
+Parse = Callable[..., RunConfig]
+
+
+class _ParsedError(Exception):
+    """Thrown in place of training."""
+
+
+@pytest.fixture
+def parse(monkeypatch: pytest.MonkeyPatch) -> Parse:
+    """What `recipes.grpo` makes of a command line, by its own parser."""
+    commands: list[Command[RunConfig]] = []
+
+    def opened(command: Command[RunConfig]) -> NoReturn:
+        commands.append(command)
+        raise _ParsedError
+
+    monkeypatch.setattr(grpo, "opened", opened)
+
+    def parse(*argv: str, recipe: str = "grpo_staged") -> RunConfig:
+        with pytest.raises(_ParsedError):
+            grpo.main(recipe, "", RECIPES[recipe], argv)
+        config = commands.pop().run
+        assert isinstance(config, RunConfig)
+        return config
+
+    return parse
+
+
+def path_of(name: str) -> str:
+    return str(ROOT / "recipes" / "configs" / f"{name}.yaml")
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+class TestEveryConfig:
+    def test_it_is_a_run_with_its_own_name(self, file: Path, parse: Parse) -> None:
+        config = parse("--config", str(file))
+        assert config.name == file.stem
+        assert config.stages
+        assert config.length.target + config.length.tolerance < config.sampling.max_tokens
+        if config.policy.tiny is not None:
+            assert config.data.max_prompt_tokens + config.sampling.max_tokens <= config.policy.tiny.context
+
+    def test_commands_in_its_comments_work(self, file: Path, parse: Parse) -> None:
+        comments = "\n".join(re.findall(r"^# ?(.*)$", file.read_text(), re.MULTILINE))
+        commands = re.findall(r"python -m recipes\.(\S+) (.*)", comments.replace("\\\n", " "))
+        names = []
+        for recipe, options in commands:
+            argv = [str(ROOT / word) if word.endswith(".yaml") else word for word in shlex.split(options)]
+            names.append(parse(*argv, recipe=recipe).name)
+        assert len(set(names)) == len(names), "two commands would write to one folder"
+
+    @pytest.mark.parametrize("recipe", RECIPES)
+    def test_quality_is_paid_only_within_the_length(self, file: Path, recipe: str, parse: Parse) -> None:
+        config = parse("--config", str(file), recipe=recipe)
+        last = config.stages[-1]
+        rewards = {reward.label: reward for reward in last.rewards}
+        assert rewards["length"].weight > 0, "the way back to the length"
+        assert rewards["length"].gate is None
+        assert rewards["within"].weight == 0
+        assert rewards["rougeL"].weight > 0
+        # By what is paid: the reference itself, at the target, at the edge, a token beyond it, and cut there.
+        target, tolerance = config.length.target, config.length.tolerance
+        paid = totals(
+            last,
+            config,
+            [(target, True), (target + tolerance, True), (target + tolerance + 1, True), (target, False)],
+        )
+        weight = rewards["rougeL"].weight
+        assert paid[0] == pytest.approx(weight)
+        assert paid[1] == pytest.approx(weight - rewards["length"].weight * tolerance / target)
+        assert paid[2] == pytest.approx(-rewards["length"].weight * (tolerance + 1) / target)
+        assert paid[3] == pytest.approx(-rewards["length"].weight)
+
+    def test_staged_begins_with_the_length_alone(self, file: Path, parse: Parse) -> None:
+        config = parse("--config", str(file))
+        first = config.stages[0]
+        assert [reward.label for reward in first.rewards if reward.weight] == ["length"]
+        assert first.until is not None
+        assert first.until.metric == "length/within"
+        assert totals(first, config, [(config.length.target, True)])[0] == 0
+
+
+def totals(stage: StageConfig, config: RunConfig, wanted: Sequence[tuple[int, bool]]) -> list[float]:
+    """What a stage pays for completions that say the reference, with (length, stopped by itself)."""
+    text = "my boss hid my phone and I want it back"
+    completions = tuple(
+        Completion(
+            token_ids=(7,) * length + (0,) * stopped,
+            logprobs=(-1.0,) * (length + stopped),
+            finish_reason="stop" if stopped else "length",
+            policy_version=0,
+            text=text,
+        )
+        for length, stopped in wanted
+    )
+    group = Group(Example("1", (1,), "prompt", "document", text), completions)
+    return [float(total) for total in build_rewards(stage, config.length).score([group]).total_PG[0]]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+class TestRedditPosts:
+    def test_what_the_file_promises(self, name: str, parse: Parse) -> None:
+        config = parse("--config", path_of(name))
+        assert (config.length.target, config.length.tolerance) == (64, 5)
+        assert config.policy.tuning == "lora"
+        assert config.policy.gradient_checkpointing
+        assert config.checkpoint.every == 25
+        assert [stage.name for stage in config.stages] == ["length", "quality"]
+        assert [stage.name for stage in parse("--config", path_of(name), recipe="grpo_joint").stages] == [
+            "joint"
+        ]
+        full = parse("--config", path_of(name), *FULL)
+        assert full.policy.dtype == "bfloat16"
+        assert full.optimizer.rounding == "stochastic", "or most of such a small step is lost"
+        assert config.optimizer.learning_rate > 10 * full.optimizer.learning_rate
+
+    def test_prompts_tell_the_length_before_the_post(self, name: str, parse: Parse) -> None:
+        config = parse("--config", path_of(name))
+        post = "SUBREDDIT: r/tifu\n\nTITLE: TIFU by {sleeping}\n\nPOST: I slept through it.\n\nTL;DR:"
+        rows = Rows("posts", [Row("1", {"prompt": post, "completion": " I slept."})])
+        tokenizer = train_tokenizer([post, config.data.instruction], 300)
+        example = load_examples(rows, config.data, tokenizer, config.length.target).examples[0]
+        assert example.reference == "I slept."
+        system, _, turn = example.prompt.partition("<|im_start|>user\n")
+        assert str(config.data.system) in system
+        instruction, _, rest = turn.partition("\n\n")
+        assert "64 tokens" in instruction
+        assert rest.startswith(post)
+
+    @pytest.mark.parametrize("tuning", ["lora", "full"])
+    def test_it_fits_a_mac_with_16_gb(
+        self, name: str, tuning: str, parse: Parse, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        config = parse("--config", path_of(name), *(FULL if tuning == "full" else ()))
+        estimate = recipe_estimate(config, PUBLISHED[name], monkeypatch)
+        parameters = PARAMETERS[name]
+        assert ModelShape.from_config(PUBLISHED[name]).parameters == parameters
+        assert estimate.total < USABLE_SHARE * 16 * GIB
+        # bf16 weights, and with full tuning two float32 moments and a bf16 gradient at least
+        assert estimate.total > parameters * (2 + (8 + 2) * (tuning == "full"))
+        # The comment at the top says the same, to what the estimate is good for.
+        comment = " ".join(line.lstrip("# ") for line in Path(path_of(name)).read_text().splitlines()[:8])
+        assert "NOT RUN ON METAL YET" in comment
+        said = re.search(r"([\d.]+) GB with LoRA \(this file\) and ([\d.]+) GB with full", comment)
+        assert said is not None
+        assert float(said[1 if tuning == "lora" else 2]) == pytest.approx(estimate.total / GIB, rel=0.2)
+
+    def test_prompts_and_completions_fit_the_model(self, name: str, parse: Parse) -> None:
+        config = parse("--config", path_of(name))
+        context = PUBLISHED[name]["max_position_embeddings"]
+        preparation.check_context(config, SimpleNamespace(context=context, source=name))  # type: ignore[arg-type]
+
+
+def recipe_estimate(
+    config: RunConfig, model: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> MemoryEstimate:
+    """The estimate that a run writes down before it begins."""
+    estimates: list[MemoryEstimate] = []
+
+    def describe(estimate: MemoryEstimate, *machine: Any) -> str:
+        estimates.append(estimate)
+        return ""
+
+    monkeypatch.setattr(preparation, "describe", describe)
+    preparation.memory_sentence(config, SimpleNamespace(config=model, options=config.policy))  # type: ignore[arg-type]
+    return estimates[0]

@@ -51,18 +51,20 @@ def load_examples(
     policy: Policy,
     *,
     target: int | None = None,
+    split: str | None = None,
+    limit: int | None = None,
     **options: Any,
 ) -> list[Example]:
     """Examples from a file, a dataset's name, or rows as dicts; ``options`` are those of `DataConfig`.
 
-    ``target`` is the length in tokens that the instruction asks for where it says ``{target_length}``. Raises
-    `UserError`.
+    ``target`` is the length in tokens that the instruction asks for where it says ``{target_length}``, ``split``
+    that of a dataset (its training split otherwise); ``limit`` takes the first rows only. Raises `UserError`.
     """
     length = _length(target)
     config = _validated(DataConfig, {"max_prompt_tokens": _room_for_prompt(policy, length), **options})
-    limit = config.train_rows
+    limit = limit or config.train_rows
     if isinstance(rows, str | Path):
-        source = read_rows(str(rows), config.train_split, limit)
+        source = read_rows(str(rows), split or config.train_split, limit)
     else:
         given = [Row(str(row.get("id", f"row {n}")), dict(row)) for n, row in enumerate(rows, start=1)]
         source = Rows("the given rows", given[:limit])

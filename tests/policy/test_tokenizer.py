@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer
+from transformers import AutoTokenizer
 
-from mlx_sumrl.policy.loading import load_tokenizer
+from mlx_sumrl.policy.loading import load_tokenizer, read_tokenizer
 from tests.families import FAMILIES, REFERENCE_MODELS, SHARED_MODELS, TEXTS
 
 Folder = Callable[[str], Path]
@@ -25,9 +27,18 @@ def test_ids_are_those_of_tokenizer_json(family: str, family_folder: Folder) -> 
     for text in (TEXT, *TEXTS):
         ids = tokenizer.encode(text, add_special_tokens=False)
         assert ids == truth.encode(text, add_special_tokens=False).ids
-        assert tokenizer.decode(ids) == text
+        assert tokenizer.decode(ids) == unicodedata.normalize("NFC", text)
     assert tokenizer.eos_token_id == 2
     assert tokenizer.pad_token_id == 0
+
+
+def test_others_split_a_tiny_models_texts_alike(family_folder: Folder) -> None:
+    """mlx_lm and vLLM read a folder through AutoTokenizer, which for qwen2 applies rules of its own."""
+    ours = load_tokenizer(family_folder("qwen2"))
+    theirs = AutoTokenizer.from_pretrained(family_folder("qwen2"))
+    assert not read_tokenizer(family_folder("qwen2"))[1]
+    for text in (TEXT, *TEXTS):
+        assert ours.encode(text) == theirs.encode(text)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

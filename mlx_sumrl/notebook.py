@@ -30,7 +30,7 @@ from mlx_sumrl.options.errors import shown, suggestion, validation_sentence
 from mlx_sumrl.policy.loading import load_policy as load_with_options
 from mlx_sumrl.policy.policy import Policy
 from mlx_sumrl.reporting.progress import Progress, make_progress
-from mlx_sumrl.reporting.run_folder import RunFolder
+from mlx_sumrl.reporting.run_folder import RECORDS, RunFolder
 from mlx_sumrl.rewards.scoring import build_rewards
 from mlx_sumrl.rollouts import LocalSampler, Sampling
 from mlx_sumrl.training.stages import STAGED
@@ -107,6 +107,8 @@ def train_grpo(
     """
     _check_examples(examples, "train on")
     if run is not None:
+        if any((Path(run) / name).exists() for name in RECORDS):  # a cell that is run twice
+            raise UserError(f"the folder {run} already holds a run: name another one, or remove it")
         options |= {"runs_dir": Path(run).parent, "name": Path(run).name}
     config = _run_config(policy, {"stages": STAGED, **options})
     _check_context(policy, examples, config.sampling.max_tokens)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import starmap
 
+from rich import box
 from rich.markup import escape
 from rich.table import Table
 
@@ -20,6 +21,10 @@ _PERCENT_COLUMNS_AFTER = {
 }
 HEADERS = ("Policy", *_PERCENT_COLUMNS_BEFORE.values(), "Length", *_PERCENT_COLUMNS_AFTER.values())
 """Column titles. Shares and scores are percentages; Length is mean ± standard deviation in tokens."""
+
+_SHORT = {"ROUGE-1": "R-1", "ROUGE-2": "R-2", "ROUGE-L": "R-L", "ROUGE-L recall": "recall"}
+CAPTION = "percent; length in tokens, mean ± spread; R: ROUGE F1 and ROUGE-L recall"
+"""Explains the titles as a terminal of 80 columns has them."""
 
 
 def _percent(value: float | None) -> str:
@@ -38,9 +43,10 @@ def _cells(name: str, evaluation: Evaluation) -> list[str]:
 
 def comparison_table(evaluations: Mapping[str, Evaluation], title: str | None = None) -> Table:
     """A rich table with one line per evaluation, in the order given; `-` where a metric is missing."""
-    table = Table(title=title)
-    for index, header in enumerate(HEADERS):
-        table.add_column(header, justify="left" if index == 0 else "right")
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), caption=CAPTION, caption_justify="left")
+    for header in HEADERS:
+        short = _SHORT.get(header, header)
+        table.add_column(short, justify="left" if header == HEADERS[0] else "right", no_wrap=True)
     for name, *cells in starmap(_cells, evaluations.items()):
         table.add_row(escape(name), *cells)
     return table

@@ -7,6 +7,7 @@ randomness follow from (seed, phase, step).
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -20,7 +21,7 @@ from mlx_sumrl.reporting.progress import Progress, SilentProgress
 from mlx_sumrl.reporting.run_folder import RunFolder
 from mlx_sumrl.rewards.scoring import build_rewards
 from mlx_sumrl.rollouts.local import LocalSampler
-from mlx_sumrl.rollouts.types import Sampling, TrainingSampler
+from mlx_sumrl.rollouts.types import Group, Sampling, TrainingSampler
 from mlx_sumrl.training.advantages import group_advantages
 from mlx_sumrl.training.checkpoints import TrainState, list_checkpoints, load_checkpoint, save_checkpoint
 from mlx_sumrl.training.gradient import BatchGradient
@@ -117,12 +118,18 @@ class Trainer:
             metrics = rollout_metrics(groups, scores, advantages, self.state.policy_version, config.length)
             rows = training_rows(groups, advantages.values_PG)
             rate = learning_rate(config.optimizer, self.state.phase_step, stage.steps, stage.learning_rate)
+            if broken := not _finite(groups):
+                # A policy of NaN draws one token for ever: no advantages, so no gradient would tell.
+                self.guard.skipped()
+                rows = []
             trained = time.perf_counter()
             for _ in range(options.updates_per_rollout):
                 gradient = grpo_gradient(self.policy, rows, options, config.sampling)
                 metrics |= self._update(gradient, rate)
                 if gradient.sums:
                     metrics |= token_means(gradient.sums)
+            if broken:
+                metrics["loss"] = math.nan
             metrics |= {
                 "time/rollout": sampled - started,
                 "time/wait": 0.0,
@@ -199,7 +206,9 @@ class Trainer:
                     done = state.phase_step >= total or (streak and state.streak >= streak)
                     if done:
                         state.phases_done.append(name)
-                    if done or stop.asked or state.step % self.config.checkpoint.every == 0:
+                    due = state.step % self.config.checkpoint.every == 0
+                    # What a step skipped as not finite would save may be what broke it; the good ones stay.
+                    if done or stop.asked or (due and not self.guard.in_a_row):
                         self.save()
                     if stop.asked:
                         raise KeyboardInterrupt
@@ -238,6 +247,15 @@ class Trainer:
     def _batch(self, examples: Sequence[Example], size: int) -> list[Example]:
         seed = derived_seed(self.config.seed, f"order {self.state.phase}")
         return [examples[i] for i in batch_indices(seed, len(examples), size, self.state.phase_step)]
+
+
+def _finite(groups: Sequence[Group]) -> bool:
+    return all(
+        math.isfinite(logprob)
+        for group in groups
+        for completion in group.completions
+        for logprob in completion.logprobs
+    )
 
 
 def _number(metrics: Metrics, name: str) -> float:

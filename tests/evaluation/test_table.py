@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from io import StringIO
 
 import pytest
@@ -44,24 +45,13 @@ def test_markdown(evaluations):
 
 def test_rich_table_shows_the_same_cells(evaluations):
     output = StringIO()
-    Console(file=output, width=140).print(comparison_table(evaluations, title="Held-out rows"))
-    lines = output.getvalue().splitlines()
-    assert lines[0].strip() == "Held-out rows"
-    cells = [[cell.strip() for cell in line.strip("│┃").replace("┃", "│").split("│")] for line in lines]
-    rows = [line for line in cells if len(line) == 9]
-    headers = [
-        "Policy",
-        "Within",
-        "Exact",
-        "Length",
-        "ROUGE-1",
-        "ROUGE-2",
-        "ROUGE-L",
-        "ROUGE-L recall",
-        "METEOR",
-    ]
-    assert rows == [
-        headers,
+    Console(file=output, width=80).print(comparison_table(evaluations, title="Held-out rows"))
+    lines = [line.strip() for line in output.getvalue().splitlines() if line.strip(" ─")]
+    assert lines[0] == "Held-out rows"
+    # Nothing is cut off in 80 columns: every cell is there whole.
+    cells = [re.split(r"\s{2,}", line) for line in lines[1:4]]
+    assert cells == [
+        ["Policy", "Within", "Exact", "Length", "R-1", "R-2", "R-L", "recall", "METEOR"],
         ["untrained", "2.1", "0.0", "30.0 ± 12.0", "33.3", "10.0", "27.1", "35.0", "19.8"],
         ["grpo [red]", "100.0", "0.0", "30.0 ± 12.0", "33.3", "10.0", "27.1", "35.0", "-"],
     ]

@@ -44,10 +44,11 @@ def posts_file(tmp_path: Path, posts: list[dict[str, str]]) -> Path:
 def program(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Program:
     """``python -m recipes.NAME`` without the seconds that a process takes to start; seen from tmp_path."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "160")  # else tables are as wide as the terminal that tests run in
 
-    def run(recipe: str, *argv: str, stdin: io.StringIO | None = None) -> Ended:
+    def run(recipe: str, *argv: str, stdin: str | io.StringIO | None = None) -> Ended:
         monkeypatch.setattr(sys, "argv", [recipe, *argv])
-        monkeypatch.setattr(sys, "stdin", stdin or io.StringIO())
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin) if isinstance(stdin, str | None) else stdin)
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
             runpy.run_module(f"recipes.{recipe}", run_name="__main__", alter_sys=True)

@@ -36,6 +36,7 @@ print(json.dumps({
     "before": before.summary, "after": after.summary,
     "lengths": [row.length for row in after.rows],
     "references": [post["summary"] for post in held_out_posts],
+    "different": len({row.text for row in after.rows}),
     "written": [row.reference for row in after.rows],
     "exported": str(exported),
 }))
@@ -106,7 +107,9 @@ def test_runs_from_top_to_bottom(here: Path) -> None:
         if cell.cell_type == "code":
             assert cell.execution_count, cell.id
             assert not [output for output in cell.outputs if output.output_type == "error"]
-            assert not [output for output in cell.outputs if output.get("name") == "stderr"], cell.id
+            complaints = [output.text for output in cell.outputs if output.get("name") == "stderr"]
+            # tqdm, which the hub client brings, asks for ipywidgets.
+            assert not [text for text in complaints if "IProgress not found" not in text], cell.id
     probe = json.loads(text_of(cells["probe"]))
     assert probe["executable"] == sys.executable
     assert probe["library"] == mlx_sumrl.__file__
@@ -139,7 +142,8 @@ def check_evaluations(probe: Mapping[str, Any]) -> None:
     assert after["length_mean"] == pytest.approx(mean)
     assert after["within"] > before["within"] + 0.3
     assert abs(after["length_mean"] - target) < abs(before["length_mean"] - target)
-    assert after["rougeL"] > 0.2, "words, not noise of the right length"
+    assert after["rougeL"] > 0.3, "words, not noise of the right length"
+    assert probe["different"] > after["rows"] / 2, "summaries of the posts, not one that fits all"
 
 
 def check_table(shown: str, probe: Mapping[str, Any]) -> None:

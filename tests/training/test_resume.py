@@ -13,11 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import mlx.core as mx
 import pytest
-from safetensors.numpy import load_file
 
-import mlx_sumrl  # noqa: F401  (before mlx: it loads a fast BLAS)
 from mlx_sumrl.config import PolicyConfig, RunConfig
 from mlx_sumrl.options.tree import merged
 from mlx_sumrl.policy.loading import load_policy
@@ -71,7 +69,7 @@ def record(run: Path) -> dict[str, Any]:
         "rollouts": lines(run / "rollouts.jsonl"),
         "evaluation": {path.name: json.loads(path.read_text()) for path in (run / "evaluation").iterdir()},
         "arrays": {
-            f"{path.parent.name}/{path.name}": load_file(path)
+            f"{path.parent.name}/{path.name}": mx.load(str(path))
             for path in [*last.glob("*.safetensors"), *run.glob("export/*/*.safetensors")]
         },
     }
@@ -85,7 +83,7 @@ def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
         assert arrays.keys() == other["arrays"][file].keys()
         for name, array in arrays.items():
             assert array.dtype == other["arrays"][file][name].dtype
-            assert np.array_equal(array, other["arrays"][file][name]), f"{name} in {file}"
+            assert mx.array_equal(array, other["arrays"][file][name]), f"{name} in {file}"
     plain = [key for key in one if key != "arrays"]
     assert {key: one[key] for key in plain} == {key: other[key] for key in plain}
 

@@ -1,0 +1,252 @@
+"""Each recipe from its command line to the files and numbers it leaves, on the smallest job there is."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlx_sumrl.options.tree import merged
+from mlx_sumrl.policy.loading import load_policy
+from mlx_sumrl.training.stages import JOINT
+
+from .programs import SHARED, Ended, Program, tiny_job, write_options
+
+STAGES = [
+    {"name": "length", "steps": 3, "rewards": [{"kind": "length"}, {"kind": "rougeL", "weight": 0}]},
+    {"name": "quality", "steps": 2, "rewards": [{"kind": "length"}, {"kind": "rougeL", "weight": 2}]},
+]
+CHANGES = {
+    "name": "job",
+    "data": {"grammar": None, "train": "posts.jsonl", "evaluation": "held_out.jsonl", "id_column": "id"},
+    "sft": {"steps": 2},
+    "evaluation": {"samples": 2},
+}
+NUMBERS = ("within", "exact", "length_mean", "rougeL")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run left."""
+
+    run: Path
+    config: str
+    ended: Ended
+
+    def json(self, name: str) -> Any:
+        return json.loads((self.run / name).read_text())
+
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.run / name).read_text().splitlines()]
+
+    def files(self) -> dict[str, bytes]:
+        found = [path for path in self.run.rglob("*") if path.is_file()]
+        return {path.relative_to(self.run).as_posix(): path.read_bytes() for path in found}
+
+
+@pytest.fixture
+def rows(posts: list[dict[str, str]], tmp_path: Path) -> None:
+    """30 posts to train on, 6 held out."""
+    for name, part in (("posts", posts[:30]), ("held_out", posts[30:36])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(post) + "\n" for post in part))
+
+
+@pytest.fixture
+def staged(program: Program, rows: None, tmp_path: Path) -> Job:
+    config = write_options(tmp_path, tiny_job({**CHANGES, "stages": STAGES}))
+    return Job(tmp_path / "runs" / "job", config, program("grpo_staged", "--config", config))
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("│ \n").split("│")]
+
+
+def test_staged_from_start_to_end(staged: Job, program: Program, tmp_path: Path) -> None:
+    assert (staged.ended.code, staged.ended.err) == (0, "")
+
+    # The folder, as DESIGN has it.
+    files = staged.files()
+    assert {name.split("/")[0] for name in files} - {".lock", "base"} == {
+        *("config.json", "metrics.jsonl", "rollouts.jsonl", "checkpoints", "evaluation", "export")
+    }
+    assert {name for name in files if name.startswith("evaluation/")} == {
+        f"evaluation/{name}.json" for name in ("before", "length", "quality", "final")
+    }
+    last = {"policy.safetensors", "optimizer.safetensors", "state.json"}
+    assert {f"checkpoints/step-000007/{name}" for name in last} <= files.keys()
+    assert {"export/model/model.safetensors", "export/model/config.json", "export/model/tokenizer.json"} <= (
+        files.keys()
+    )
+    config = staged.json("config.json")
+    assert config["options"]["grpo"]["group_size"] == 4
+    assert config["options"]["policy"]["lora"]["rank"] == 8, "defaults too"
+    assert config["seed"] == 0
+    assert {"python", "mlx", "mlx-lm"} <= config["versions"].keys()
+    assert "grpo_staged" in config["command"]
+    assert config["platform"]["system"]
+
+    metrics = staged.lines("metrics.jsonl")
+    assert [row["step"] for row in metrics] == [1, 2, 3, 4, 5, 6, 7]
+    assert [row["stage"] for row in metrics] == ["sft"] * 2 + ["length"] * 3 + ["quality"] * 2
+    rollouts = staged.lines("rollouts.jsonl")
+    assert {row["stage"] for row in rollouts} == {"length", "quality"}
+    assert all(len(row["completions"]) == 4 and "Summarize." in row["prompt"] for row in rollouts)
+
+    # final.json says what the evaluations found.
+    final = staged.json("evaluation/final.json")
+    assert final.keys() == {"before", "stages", "after"}
+    assert [stage["name"] for stage in final["stages"]] == ["length", "quality"]
+    summaries = {"before": final["before"], "length": final["stages"][0], "quality": final["stages"][1]}
+    for name, summary in summaries.items():
+        found = staged.json(f"evaluation/{name}.json")
+        assert len(found["rows"]) == summary["rows"] == 6
+        assert {key: summary[key] for key in found["summary"]} == found["summary"]
+        assert all(isinstance(summary[key], float) for key in NUMBERS)
+        lengths = [row["length"] for row in found["rows"]]
+        assert summary["length_mean"] == pytest.approx(sum(lengths) / 6)
+    assert {key: final["after"][key] for key in NUMBERS} == {
+        key: summaries["quality"][key] for key in NUMBERS
+    }
+
+    # The table and the samples on the screen.
+    out = staged.ended.out
+    assert "6 held-out rows, target 12 ± 4" in out
+    assert re.search(r"^train: 30 of 30 rows of posts.jsonl are used", out, re.MULTILINE)
+    table = [cells(line) for line in out.splitlines() if line.startswith("│")]
+    headers = next(line for line in out.splitlines() if "Policy" in line)
+    assert all(name in headers for name in ("Within", "Exact", "Length", "ROUGE-L", "METEOR"))
+    assert [row[0] for row in table] == ["before", "after length", "after quality"]
+    for row, summary in zip(table, summaries.values(), strict=True):
+        assert row[1:3] == [f"{100 * summary[name]:.1f}" for name in ("within", "exact")]
+        assert row[3].startswith(f"{summary['length_mean']:.1f} ±")
+        assert row[6] == f"{100 * summary['rougeL']:.1f}"
+    held_out = [json.loads(line) for line in (tmp_path / "held_out.jsonl").read_text().splitlines()]
+    squeezed = " ".join(out.split())
+    for post in held_out[:2]:
+        assert f"{post['id']}, " in squeezed
+        assert f"reference: {post['summary']}" in squeezed
+    assert f"{held_out[2]['id']}, " not in squeezed, "two samples were asked for"
+    assert "run folder runs/job" in squeezed
+    assert "exported runs/job/export/model" in squeezed
+
+    # What was exported is the policy, for the other recipes too.
+    model = "runs/job/export/model"
+    same = ["--data.instruction", "Summarize.\n\n{document}", "--data.max_prompt_tokens", "64"]
+    same += ["--length.target", "12", "--length.tolerance", "4", "--max_tokens", "20", "--dtype", "float32"]
+    given = ["--model", model, "--data.evaluation", "held_out.jsonl", "--data.id_column", "id", *same]
+    ended = program("evaluate", *given, "--out", "again/result.json")
+    assert (ended.code, ended.err) == (0, "")
+    again = json.loads((tmp_path / "again" / "result.json").read_text())
+    assert again == staged.json("evaluation/quality.json")
+    assert "6 rows, target 12 ± 4" in ended.out
+
+    post = again["rows"][0]
+    for text, stdin in (([post["document"]], None), ([], post["document"])):
+        ended = program("summarize", "--model", model, *same, *text, stdin=stdin)
+        assert ended.code == 0
+        assert ended.out == post["text"].strip() + "\n"
+        cut = "" if post["finish_reason"] == "stop" else ", cut there"
+        assert ended.err == f"{post['length']} tokens{cut}\n"
+
+    # A finished run has nothing left to do.
+    before = staged.files()
+    ended = program("grpo_staged", "--resume", "runs/job")
+    assert (ended.code, ended.err) == (0, "")
+    assert "going on after step 7" in ended.out
+    assert [cells(line) for line in ended.out.splitlines() if line.startswith("│")] == table
+    after = staged.files()
+    assert after.keys() == before.keys()
+    assert [name for name in after if after[name] != before[name]] in ([], [".lock"])
+
+
+def test_joint_brings_its_own_stage(program: Program, rows: None, tmp_path: Path) -> None:
+    config = write_options(tmp_path, tiny_job({**CHANGES, "sft": None}))
+    job = Job(
+        tmp_path / "runs" / "both",
+        config,
+        program("grpo_joint", "--config", config, "--name", "both", "--stages.0.steps", "2"),
+    )
+    assert (job.ended.code, job.ended.err) == (0, "")
+    assert [row["stage"] for row in job.lines("metrics.jsonl")] == ["joint", "joint"]
+    used = job.json("config.json")["options"]["stages"]
+    assert [stage["steps"] for stage in used] == [2]
+    assert [reward["kind"] for reward in used[0]["rewards"]] == [one["kind"] for one in JOINT[0]["rewards"]]
+    assert used[0]["rewards"][2]["gate"] == {"reward": "within", "at_least": 1.0, "otherwise": 0.0}
+    assert {"reward/length", "reward/within", "reward/rougeL"} <= job.lines("metrics.jsonl")[0].keys()
+    final = job.json("evaluation/final.json")
+    assert [stage["name"] for stage in final["stages"]] == ["joint"]
+    assert {key: final["after"][key] for key in NUMBERS} == {key: final["stages"][0][key] for key in NUMBERS}
+
+
+def test_without_held_out_rows_it_trains_and_exports(program: Program, rows: None, tmp_path: Path) -> None:
+    changes = merged(CHANGES, {"data": {"evaluation": None}, "policy": {"tuning": "lora"}, "stages": STAGES})
+    job = Job(
+        tmp_path / "runs" / "job",
+        "",
+        program("grpo_staged", "--config", write_options(tmp_path, tiny_job(changes))),
+    )
+    assert (job.ended.code, job.ended.err) == (0, "")
+    assert not (job.run / "evaluation").exists()
+    assert {path.name for path in (job.run / "export").iterdir()} == {"adapter", "peft", "model"}
+    load_policy(str(job.run / "base"), adapter=str(job.run / "export" / "adapter"))
+
+
+def test_the_length_matched_baseline(program: Program, rows: None, tmp_path: Path) -> None:
+    """The untrained policy made to write exactly the target: never finished, always that long."""
+    changes = {**CHANGES, "stages": STAGES[:1], "evaluation": {"length_matched_baseline": True, "samples": 0}}
+    config = write_options(tmp_path, tiny_job(changes))
+    ended = program("grpo_staged", "--config", config, "--stages.0.steps", "1")
+    assert (ended.code, ended.err) == (0, "")
+    final = json.loads((tmp_path / "runs" / "job" / "evaluation" / "final.json").read_text())
+    matched = final["length_matched"]
+    assert (matched["length_mean"], matched["length_std"], matched["unfinished"]) == (12, 0, 1)
+    row = next(cells(line) for line in ended.out.splitlines() if line.startswith("│ length-matched"))
+    assert row[:4] == ["length-matched", "0.0", "0.0", "12.0 ± 0.0"]
+
+
+@pytest.mark.slow
+def test_a_real_summariser_on_real_rows(program: Program, tmp_path: Path) -> None:
+    """LoRA on a model folder with a chat template of its own; the exports give the numbers that the run gave."""
+    model, data = SHARED / "models" / "summarizer-5m", SHARED / "data" / "dialogsum.validation.jsonl"
+    if not (model.is_dir() and data.is_file()):
+        pytest.skip("needs the shared folder with summarizer-5m and dialogsum beside the checkout")
+    same = {
+        "instruction": "Summarize the conversation.\n\n{document}",
+        "document_column": "dialogue",
+        "max_prompt_tokens": 160,
+    }
+    options = {
+        "name": "real",
+        "policy": {"model": str(model), "dtype": "float32", "lora": {"rank": 4}},
+        "data": {"train": str(data), "evaluation": str(data), **same, "train_rows": 8, "evaluation_rows": 6},
+        "length": {"target": 32},
+        "sampling": {"max_tokens": 48},
+        "grpo": {"prompts_per_step": 2, "group_size": 4},
+        "optimizer": {"learning_rate": 1e-3},
+        "stages": [{"name": "length", "steps": 2, "rewards": [{"kind": "length"}]}],
+    }
+    ended = program("grpo_staged", "--config", write_options(tmp_path, options))
+    assert (ended.code, ended.err) == (0, "")
+    assert "6 of 6 held-out documents are trained on too" in " ".join(ended.out.split())
+    run = tmp_path / "runs" / "real"
+    final = json.loads((run / "evaluation" / "final.json").read_text())
+    assert final["before"]["rougeL"] > 0.15, "it was a summariser before it came here"
+    found = json.loads((run / "evaluation" / "length.json").read_text())
+    given = [
+        "--config",
+        write_options(tmp_path, {"data": {"evaluation": str(data), **same, "evaluation_rows": 6}}),
+    ]
+    given += ["--length.target", "32", "--max_tokens", "48", "--dtype", "float32"]
+    for name, source in (
+        ("adapter", ["--model", str(model), "--adapter", str(run / "export" / "adapter")]),
+        ("fused", ["--model", str(run / "export" / "model")]),
+    ):
+        ended = program("evaluate", *given, *source, "--out", f"{name}.json")
+        assert (ended.code, ended.err) == (0, "")
+        again = json.loads((tmp_path / f"{name}.json").read_text())
+        assert [row["text"] for row in again["rows"]] == [row["text"] for row in found["rows"]]
+        assert again["summary"] == found["summary"]

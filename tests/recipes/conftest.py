@@ -44,7 +44,7 @@ def posts_file(tmp_path: Path, posts: list[dict[str, str]]) -> Path:
 def program(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Program:
     """``python -m recipes.NAME`` without the seconds that a process takes to start; seen from tmp_path."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "160")  # else tables are as wide as the terminal that tests run in
+    monkeypatch.setenv("COLUMNS", "80")  # not those of whichever terminal tests run in
 
     def run(recipe: str, *argv: str, stdin: str | io.StringIO | None = None) -> Ended:
         monkeypatch.setattr(sys, "argv", [recipe, *argv])

@@ -246,6 +246,8 @@ class SftOptimizerConfig(OptimizerConfig):
 class SftConfig(Room):
     """Supervised fine-tuning on the references, before any reinforcement."""
 
+    reference_column: str | None = None
+    """Column with the answers to learn; data.reference_column otherwise."""
     steps: int = Field(default=200, gt=0)
     """Optimiser steps."""
     batch_size: int = Field(default=16, gt=0)

@@ -1,9 +1,9 @@
 """Posts from a small grammar, with their summaries: a quickstart that needs no data and no download.
 
 A post tells who did what, when, where and why, what it cost, who saw it, how the writer feels, and asks a
-question; its summary tells the same facts, some of them left out so that summaries differ in length. Both are
-built from the same phrases in a vocabulary of a few hundred words, so that a tiny model has to learn little
-but to find and copy them.
+question. Its summary tells the same facts, as many as make it about 40 words long; its brief tells fewer, most
+of the time, so that a model fine-tuned on briefs has yet to learn how much to say. All are built from the same
+phrases in a vocabulary of a few hundred words, so that a tiny model has to learn little but to find and copy them.
 
 Invariant: `make_posts` is a function of its arguments, and no two posts, training or evaluation, have the
 same document.
@@ -20,8 +20,10 @@ from mlx_sumrl.data import grammar_words as words
 
 POST_WORDS = (60, 110)
 """Fewest and most words of a post."""
-SUMMARY_WORDS = (30, 50)
+SUMMARY_WORDS = (37, 43)
 """Fewest and most words of a summary."""
+BRIEF_WORDS = (12, 43)
+"""Fewest and most words of a brief one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,7 @@ class Facts:
 
 
 def make_posts(train: int, evaluation: int, seed: int) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """`train` and `evaluation` posts with the columns id, document and summary.
+    """`train` and `evaluation` posts with the columns id, document, summary and brief.
 
     The training posts do not depend on how many evaluation posts are asked for.
     """
@@ -68,10 +70,13 @@ def make_posts(train: int, evaluation: int, seed: int) -> tuple[list[dict[str, s
         posts: list[dict[str, str]] = []
         while len(posts) < count:
             facts = draw_facts(rng)
-            document, summary = tell(facts, rng), summarise(facts, rng)
+            document = tell(facts, rng)
+            summary = summarise(facts, rng, SUMMARY_WORDS, words.ALWAYS_IN_A_SUMMARY)
+            brief = summarise(facts, rng, BRIEF_WORDS)
             if document not in seen:
                 seen.add(document)
-                posts.append({"id": f"{name}-{len(posts) + 1}", "document": document, "summary": summary})
+                row = {"id": f"{name}-{len(posts) + 1}", "document": document}
+                posts.append(row | {"summary": summary, "brief": brief})
         made.append(posts)
     return made[0], made[1]
 
@@ -139,24 +144,28 @@ def tell(facts: Facts, rng: np.random.Generator) -> str:
     return " ".join([*before, *texts[:-1], *inside, texts[-1], *after])
 
 
-def summarise(facts: Facts, rng: np.random.Generator) -> str:
-    """The summary: the event, the feeling, the question, and those other facts that bring it closest to a
-    length drawn evenly from `SUMMARY_WORDS`."""
-    goal = int(rng.integers(SUMMARY_WORDS[0], SUMMARY_WORDS[1] + 1))
-    optional = range(len(words.SUMMARY_CLAUSES))
-    subsets = [kept for size in range(len(optional) + 1) for kept in combinations(optional, size)]
+def summarise(
+    facts: Facts, rng: np.random.Generator, within: tuple[int, int], always: tuple[int, ...] = ()
+) -> str:
+    """The event, and those other facts that bring the text closest to a number of words drawn evenly ``within``.
+
+    ``always`` are places in `words.SUMMARY_CLAUSES` of facts that are not left out.
+    """
+    goal = int(rng.integers(within[0], within[1] + 1))
+    optional = [i for i, (_, may_go) in enumerate(words.SUMMARY_CLAUSES) if may_go and i not in always]
+    subsets = [left_out for size in range(len(optional) + 1) for left_out in combinations(optional, size)]
     candidates = [_summary(facts, subsets[i]) for i in rng.permutation(len(subsets))]
 
     def distance(text: str) -> tuple[bool, int]:
         length = len(text.split())
-        return not SUMMARY_WORDS[0] <= length <= SUMMARY_WORDS[1], abs(length - goal)
+        return not within[0] <= length <= within[1], abs(length - goal)
 
     return min(candidates, key=distance)
 
 
-def _summary(facts: Facts, kept: tuple[int, ...]) -> str:
-    clauses = [clause if i in kept else "" for i, clause in enumerate(words.SUMMARY_CLAUSES)]
-    sentences = words.SUMMARY_FORM.format(*clauses).format(**_phrases(facts)).split(". ")
+def _summary(facts: Facts, left_out: tuple[int, ...]) -> str:
+    kept = [clause for i, (clause, _) in enumerate(words.SUMMARY_CLAUSES) if i not in left_out]
+    sentences = "".join(kept).format(**_phrases(facts)).split(". ")
     return ". ".join(_capital(sentence) for sentence in sentences)
 
 

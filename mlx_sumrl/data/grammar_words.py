@@ -164,13 +164,17 @@ FILLERS: Final = (
 )
 """Sentences without facts: for the start, the middle and the end of a post."""
 
-SUMMARY_FORM: Final = (
-    "{{who}} {{did}} {{where}} {{when}}{}. {}{}{}I am {{feeling}} and want to know if I should {{question}}."
-)
-"""The places of the clauses below, which a summary may leave out."""
 SUMMARY_CLAUSES: Final = (
-    " because {why}",
-    "I paid {cost} for it. ",
-    "{witness} saw it all. ",
-    "{reaction}. ",
+    ("{who} {did}", False),
+    (" {where}", True),
+    (" {when}", True),
+    (" because {why}", True),
+    (".", False),
+    (" I paid {cost} for it.", True),
+    (" {witness} saw it all.", True),
+    (" {reaction}.", True),
+    (" I am {feeling} and want to know if I should {question}.", True),
 )
+"""What a summary is made of, in order, and whether it may be left out."""
+ALWAYS_IN_A_SUMMARY: Final = (1, 2, 8)
+"""Of the clauses that may be left out, those that only a brief one leaves out."""

@@ -6,14 +6,32 @@ The loss is the mean over all answer tokens of the batch, so that it does not de
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import mlx.core as mx
 
 from mlx_sumrl.data.answers import answer_ids
 from mlx_sumrl.data.example import Example
+from mlx_sumrl.errors import UserError
 from mlx_sumrl.policy.logprobs import TokenBatch, completion_logprobs, token_batch
 from mlx_sumrl.policy.policy import Policy
 from mlx_sumrl.training.gradient import BatchGradient, Share, batch_gradient
+
+
+def with_answers(examples: Sequence[Example], column: str | None) -> Sequence[Example]:
+    """The examples with another column's text as their reference. Raises `UserError` where one has none."""
+    if column is None:
+        return examples
+    answered = []
+    for example in examples:
+        answer = example.fields.get(column)
+        if not isinstance(answer, str) or not answer.strip():
+            raise UserError(
+                f"sft.reference_column {column!r} is empty or missing in row {example.id}; "
+                f"its columns are {', '.join(example.fields)}"
+            )
+        answered.append(replace(example, reference=answer.strip()))
+    return answered
 
 
 def sft_gradient(policy: Policy, examples: Sequence[Example], micro_batch_rows: int) -> BatchGradient:

@@ -32,7 +32,7 @@ from mlx_sumrl.training.optimizer import AdamW
 from mlx_sumrl.training.rollout_log import Metrics, rollout_metrics, rollout_records
 from mlx_sumrl.training.schedule import learning_rate
 from mlx_sumrl.training.seeds import derived_seed
-from mlx_sumrl.training.sft import sft_gradient
+from mlx_sumrl.training.sft import sft_gradient, with_answers
 from mlx_sumrl.training.update import Guard, apply_update
 
 SFT = "sft"
@@ -79,6 +79,7 @@ class Trainer:
         self.optimizer.options = options.optimizer
         if not self._enter(SFT, fresh_optimizer=True):
             return
+        examples = with_answers(examples, options.reference_column)
 
         def step() -> Metrics:
             batch = self._batch(examples, options.batch_size)

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlx_sumrl.data.grammar import draw_facts, make_posts, summarise, tell
+from mlx_sumrl.data.grammar import SUMMARY_WORDS, draw_facts, make_posts, summarise, tell
+from mlx_sumrl.data.grammar_words import ALWAYS_IN_A_SUMMARY
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,7 @@ def words(text: str) -> list[str]:
 def test_counts_columns_and_ids(posts: Any) -> None:
     train, evaluation = posts
     assert (len(train), len(evaluation)) == (1200, 150)
-    assert all(set(post) == {"id", "document", "summary"} for post in train + evaluation)
+    assert all(set(post) == {"id", "document", "summary", "brief"} for post in train + evaluation)
     assert len({post["id"] for post in train + evaluation}) == 1350
 
 
@@ -45,13 +46,16 @@ def test_deterministic_in_seed() -> None:
 
 def test_lengths(posts: Any) -> None:
     lengths = np.array([len(post["summary"].split()) for post in posts[0]])
-    assert lengths.min() >= 30
-    assert lengths.max() <= 50
-    assert abs(lengths.mean() - 40) < 2
-    # Spread over the whole range: each fifth of it has between a tenth and a third of the summaries.
-    share = np.histogram(lengths, bins=[30, 34, 38, 42, 46, 51])[0] / len(lengths)
+    assert lengths.min() >= 37
+    assert lengths.max() <= 43
+    assert abs(lengths.mean() - 40) < 1
+    # Briefs are spread over their whole range: each quarter of it has between a tenth and a half of them.
+    briefs = np.array([len(post["brief"].split()) for post in posts[0]])
+    assert briefs.min() >= 12
+    assert briefs.max() <= 43
+    share = np.histogram(briefs, bins=[12, 20, 28, 36, 44])[0] / len(briefs)
     assert share.min() > 0.1
-    assert share.max() < 1 / 3
+    assert share.max() < 0.5
     documents = [len(post["document"].split()) for post in posts[0]]
     assert min(documents) >= 60
     assert max(documents) <= 110
@@ -68,14 +72,16 @@ def test_vocabulary_is_small(posts: Any) -> None:
 def test_summary_says_nothing_but_the_post(posts: Any) -> None:
     glue = {"if", "i", "want", "to", "know", "am", "and", "paid", "for", "it", "because"}
     for post in posts[0]:
-        assert set(words(post["summary"])) - set(words(post["document"])) <= glue
+        for column in ("summary", "brief"):
+            assert set(words(post[column])) - set(words(post["document"])) <= glue
 
 
 def test_every_fact_is_told() -> None:
     rng = np.random.default_rng(5)
     for _ in range(300):
         facts = draw_facts(rng)
-        post, summary = tell(facts, rng).lower(), summarise(facts, rng).lower()
+        post = tell(facts, rng).lower()
+        summary = summarise(facts, rng, SUMMARY_WORDS, ALWAYS_IN_A_SUMMARY).lower()
         always = (facts.who, facts.did, facts.where, facts.when, facts.feeling, facts.question)
         sometimes = (facts.why, facts.cost, facts.witness, facts.reaction)
         for phrase in always + sometimes:
@@ -87,6 +93,6 @@ def test_every_fact_is_told() -> None:
 
 def test_plain_sentences(posts: Any) -> None:
     for post in posts[0]:
-        for text in (post["document"], post["summary"]):
+        for text in (post["document"], post["summary"], post["brief"]):
             assert not re.search(r"[{}_]|  | [.,?:]|\.\.", text)
             assert re.fullmatch(r"(?:[A-Z][^.?]*[.?] )*[A-Z][^.?]*[.?]", text), text

@@ -185,13 +185,15 @@ class GateConfig(Room):
 class RewardConfig(Room):
     """One reward: what it is, what it weighs, when it counts."""
 
-    kind: Literal["length", "within", "rougeL", "function"]
+    kind: Literal["length", "within", "rougeL", "repetition", "function"]
     """`function` calls your own Python, see `function`."""
     name: str = ""
     """Its name in metrics and gates; the kind, or the function's name, otherwise."""
     function: str | None = None
     """`package.module:function` or `path/to/file.py:function` with the signature
     f(prompts, completions, **columns) -> list[float | None]."""
+    ngram: int = Field(default=4, gt=0)
+    """Tokens of an n-gram whose repeats `repetition` counts."""
     completions_as: Literal["text", "messages"] = "text"
     """How your function gets prompts and completions: strings, or lists of chat messages."""
     weight: float = 1.0
@@ -293,6 +295,21 @@ class GrpoConfig(Room):
     """Compute a prompt once for all completions of its group; off, once for each (the same, slower)."""
 
 
+STEP_METRICS = (
+    "reward/mean",
+    "length/mean",
+    "length/within",
+    "length/exact",
+    "length/unfinished",
+    "ratio/mean",
+    "clip_fraction",
+    "kl",
+    "loss",
+    "grad_norm",
+)
+"""What a stage may wait for, beside ``reward/NAME`` of its own rewards."""
+
+
 class UntilConfig(Room):
     """Move on early: `metric` has been at least `at_least` for `steps` steps in a row."""
 
@@ -330,6 +347,12 @@ class StageConfig(Room):
                 raise ValueError(
                     f"stage {self.name!r} has two rewards named {label!r}; give one another `name`"
                 )
+        known = (*STEP_METRICS, *(f"reward/{label}" for label in labels))
+        if self.until and self.until.metric not in known:
+            raise ValueError(
+                f"stage {self.name!r} waits for {self.until.metric!r}, which is no metric of its steps; "
+                f"there are {', '.join(known)}"
+            )
         for reward in self.rewards:
             if reward.gate and reward.gate.reward not in labels:
                 raise ValueError(

@@ -76,10 +76,12 @@ def main() -> None:
     policy = load_policy(PolicyConfig(model=config.model, dtype=config.dtype), adapter=config.adapter)
     rows = config_rows(config.data, "evaluation", config.seed)
     assert rows is not None  # the config has checked it
-    loaded = load_examples(rows, config.data, policy.tokenizer, config.length.target, "evaluation")
+    limit = config.force_length or config.max_tokens
+    room = policy.room_for_prompt(config.data.max_prompt_tokens, limit)
+    data = config.data.model_copy(update={"max_prompt_tokens": room})
+    loaded = load_examples(rows, data, policy.tokenizer, config.length.target, "evaluation")
     console = Console()
     console.print(loaded.report.describe(), highlight=False, markup=False)
-    limit = config.force_length or config.max_tokens
     with make_progress() as progress:
         progress.start("evaluating", len(loaded.examples))
         result = evaluate(

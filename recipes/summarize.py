@@ -57,8 +57,12 @@ def main() -> None:
         if sys.stdin.isatty():
             raise UserError("there is no text: give it as the last argument, or on standard input")
         text = sys.stdin.read()
+    if not text.strip():
+        raise UserError("the given text cannot be used: empty document; give one that can be summarised")
     policy = load_policy(PolicyConfig(model=config.model, dtype=config.dtype), adapter=config.adapter)
-    example = make_example(text, config.data, policy.tokenizer, config.length.target)
+    room = policy.room_for_prompt(config.data.max_prompt_tokens, config.max_tokens)
+    data = config.data.model_copy(update={"max_prompt_tokens": room})
+    example = make_example(text, data, policy.tokenizer, config.length.target)
     sampling = Sampling(config.temperature, max_tokens=config.max_tokens)
     completion = LocalSampler(policy).sample([example], 1, sampling, config.seed)[0].completions[0]
     print(completion.text.strip())

@@ -12,7 +12,11 @@ from mlx_sumrl.evaluation.length import LengthSummary
 from mlx_sumrl.evaluation.meteor import meteor, missing_wordnet
 from mlx_sumrl.evaluation.overlap import ROUGE_NAMES, rouge
 from mlx_sumrl.rewards.length import is_within
+from mlx_sumrl.rewards.repetition import repetition
 from mlx_sumrl.rollouts.types import FinishReason, Group
+
+REPETITION_NGRAM = 4
+"""Tokens of the n-grams whose repeats are counted; references hardly repeat any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +41,7 @@ class Evaluation:
     rows: tuple[Row, ...]
     summary: dict[str, float | None]
     """``rows`` (how many), ``within``, ``exact``, ``length_mean``, ``length_std``, ``unfinished``,
-    ``rouge1``, ``rouge2``, ``rougeL``, each of these three with ``_recall``, and ``meteor``. Shares and
+    ``rouge1``, ``rouge2``, ``rougeL``, each of these three with ``_recall``, ``meteor`` and ``repetition``. Shares and
     scores are means over the rows in [0, 1], lengths are in tokens; ``meteor`` is None without WordNet."""
     meteor_missing: str | None = None
     """Why there is no METEOR and how to get it; None when there is."""
@@ -79,6 +83,7 @@ def score(groups: Sequence[Group], length: LengthConfig) -> Evaluation:
                 "exact": float(is_within(completion, length.model_copy(update={"tolerance": 0}))),
                 **rouge(completion.text, group.example.reference),
                 "meteor": None if meteor_missing else meteor(completion.text, group.example.reference),
+                "repetition": repetition(completion, REPETITION_NGRAM),
             },
         )
         for group in groups
@@ -98,7 +103,7 @@ def _summarise(rows: Sequence[Row], length: LengthConfig) -> dict[str, float | N
         "length_mean": lengths.mean,
         "length_std": lengths.spread,
         "unfinished": lengths.unfinished,
-        **{name: _mean(rows, name) for name in (*ROUGE_NAMES, "meteor")},
+        **{name: _mean(rows, name) for name in (*ROUGE_NAMES, "meteor", "repetition")},
     }
 
 

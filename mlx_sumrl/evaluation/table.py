@@ -43,7 +43,9 @@ def _cells(name: str, evaluation: Evaluation) -> list[str]:
 
 def comparison_table(evaluations: Mapping[str, Evaluation], title: str | None = None) -> Table:
     """A rich table with one line per evaluation, in the order given; `-` where a metric is missing."""
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), caption=CAPTION, caption_justify="left")
+    table = Table(
+        title=title, box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), caption=CAPTION, caption_justify="left"
+    )
     for header in HEADERS:
         short = _SHORT.get(header, header)
         table.add_column(short, justify="left" if header == HEADERS[0] else "right", no_wrap=True)

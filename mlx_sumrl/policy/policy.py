@@ -13,6 +13,7 @@ import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
 from mlx_sumrl.config import PolicyConfig
+from mlx_sumrl.errors import UserError
 from mlx_sumrl.policy import mlx_internals
 
 Weights = dict[str, mx.array]
@@ -97,6 +98,17 @@ class Policy:
                     self.set_weights(own)
         finally:
             self.model.train(training)
+
+    def room_for_prompt(self, asked: int, max_tokens: int) -> int:
+        """``asked`` prompt tokens, or as many as leave room for ``max_tokens`` more. Raises `UserError` for none."""
+        if self.context is None:
+            return asked
+        left = self.context - max_tokens
+        if left < 1:
+            raise UserError(
+                f"max_tokens {max_tokens} leaves no room for a prompt: {self.source} reads {self.context} tokens in all"
+            )
+        return min(asked, left)
 
     def decode(self, token_ids: list[int] | tuple[int, ...]) -> str:
         """Text of sampled ids, special tokens left out."""

@@ -122,6 +122,22 @@ def _check_callable(function: RewardFunction, location: str) -> None:
         )
 
 
+def check_columns(location: str, columns: Sequence[str]) -> None:
+    """Raises `UserError` when the function requires an argument that is no column of the data."""
+    parameters = _parameters(load_function(location)) or []
+    given = {"prompts", "completions", "completion_ids", *columns}
+    for parameter in parameters:
+        required = parameter.default is parameter.empty and parameter.kind in (
+            parameter.POSITIONAL_OR_KEYWORD,
+            parameter.KEYWORD_ONLY,
+        )
+        if required and parameter.name not in given:
+            raise UserError(
+                f"reward function {location!r} needs {parameter.name!r}, which is no column of the data; "
+                f"the columns are {', '.join(columns)}"
+            )
+
+
 def _columns(groups: Sequence[Group]) -> dict[str, list[Any]]:
     """Every column of the rows, repeated per completion; None where a row lacks one that others have."""
     names = dict.fromkeys(name for group in groups for name in group.example.fields if name not in _RESERVED)

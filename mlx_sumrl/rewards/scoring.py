@@ -16,6 +16,7 @@ from mlx_sumrl.config import GateConfig, LengthConfig, RewardConfig, StageConfig
 from mlx_sumrl.rewards.function import FunctionReward, load_function
 from mlx_sumrl.rewards.length import LengthReward, WithinReward
 from mlx_sumrl.rewards.overlap import RougeLReward
+from mlx_sumrl.rewards.repetition import RepetitionReward
 from mlx_sumrl.rewards.reward import Reward, group_shape
 from mlx_sumrl.rollouts.types import Group
 
@@ -136,6 +137,8 @@ def _build(config: RewardConfig, length: LengthConfig) -> Reward:
             return WithinReward(config.label, length)
         case "rougeL":
             return RougeLReward(config.label)
+        case "repetition":
+            return RepetitionReward(config.label, config.ngram)
         case "function":
             assert config.function is not None  # RewardConfig has checked it
             return FunctionReward(

@@ -19,6 +19,7 @@ from mlx_sumrl.policy.policy import Policy
 from mlx_sumrl.policy.tiny import make_tiny_model
 from mlx_sumrl.reporting.memory_estimate import describe, estimate_peak, machine_memory
 from mlx_sumrl.reporting.model_shape import ModelShape
+from mlx_sumrl.rewards.function import check_columns
 from mlx_sumrl.training.seeds import derived_seed
 
 Note = Callable[[str], None]
@@ -48,6 +49,9 @@ def prepare(config: RunConfig, folder: Path, note: Note) -> Prepared:
     policy = load_policy(_policy_options(config, folder), seed=derived_seed(config.seed, "adapters"))
     check_context(config, policy)
     train = _examples(config, policy, "train", note)
+    for reward in (reward for stage in config.stages for reward in stage.rewards):
+        if reward.function is not None:
+            check_columns(reward.function, list(train[0].fields))
     held_out = _examples(config, policy, "evaluation", note)
     _check_apart(train, held_out, note)
     note(memory_sentence(config, policy))

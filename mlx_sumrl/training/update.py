@@ -26,7 +26,7 @@ class Guard:
         if self.in_a_row >= self.limit:
             raise UserError(
                 f"the loss or its gradient was not finite in {self.in_a_row} steps in a row "
-                "(optimizer.max_bad_steps); the last good checkpoint is kept: resume from it with a lower "
+                "(optimizer.max_bad_steps); the last good checkpoint is kept; start a new run with a lower "
                 "optimizer.learning_rate, or with policy.dtype float32"
             )
 

@@ -132,7 +132,7 @@ class TestData:
         sentence = refused("--data.document_column", "post")
         assert sentence == (
             "data.train: posts.jsonl has no column 'post' (data.document_column); "
-            "its columns are id, document, summary"
+            "its columns are id, document, summary, brief"
         )
 
     def test_references_that_are_all_empty(

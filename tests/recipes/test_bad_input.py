@@ -234,6 +234,19 @@ class TestRewards:
             "the functions of mine.py are: vowels"
         )
 
+    def test_a_function_that_needs_a_column_that_is_not_there(self, refused: Refused, tmp_path: Path) -> None:
+        (tmp_path / "mine.py").write_text("def liked(prompts, completions, votes):\n    return list(votes)\n")
+        rewards = '[{"kind": "function", "function": "mine.py:liked"}]'
+        assert refused("--stages.0.rewards", rewards) == (
+            "reward function 'mine.py:liked' needs 'votes', which is no column of the data; "
+            "the columns are id, document, summary, brief"
+        )
+
+    def test_waiting_for_a_metric_that_is_not_there(self, refused: Refused) -> None:
+        sentence = refused("--stages.0.until", '{"metric": "length/witin", "at_least": 0.9}')
+        assert "waits for 'length/witin', which is no metric of its steps" in sentence
+        assert "length/within" in sentence
+
 
 class TestRunFolder:
     def test_a_folder_that_holds_a_run(

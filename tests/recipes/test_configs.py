@@ -136,10 +136,10 @@ class TestEveryConfig:
         assert paid[2] == pytest.approx(-rewards["length"].weight * (tolerance + 1) / target)
         assert paid[3] == pytest.approx(-rewards["length"].weight)
 
-    def test_staged_begins_with_the_length_alone(self, file: Path, parse: Parse) -> None:
+    def test_staged_begins_with_the_length_and_no_quality(self, file: Path, parse: Parse) -> None:
         config = parse("--config", str(file))
         first = config.stages[0]
-        assert [reward.label for reward in first.rewards if reward.weight] == ["length"]
+        assert {reward.label for reward in first.rewards if reward.weight} - {"repetition"} == {"length"}
         assert first.until is not None
         assert first.until.metric == "length/within"
         assert totals(first, config, [(config.length.target, True)])[0] == 0
@@ -150,7 +150,7 @@ def totals(stage: StageConfig, config: RunConfig, wanted: Sequence[tuple[int, bo
     text = "my boss hid my phone and I want it back"
     completions = tuple(
         Completion(
-            token_ids=(7,) * length + (0,) * stopped,
+            token_ids=tuple(range(1, length + 1)) + (0,) * stopped,  # nothing is repeated
             logprobs=(-1.0,) * (length + stopped),
             finish_reason="stop" if stopped else "length",
             policy_version=0,

@@ -132,7 +132,6 @@ class PolicyConfig(Room):
     dtype: Dtype = DEFAULT_DTYPE
     """Type of the weights. Losses and log-probabilities are float32 in any case."""
     lora: LoraConfig = LoraConfig()
-    """Shape of the adapters, with lora and dora."""
     gradient_checkpointing: bool = False
     """Recompute each layer in the backward pass: less memory, about a third more time."""
     trust_remote_code: bool = False
@@ -257,7 +256,6 @@ class SftConfig(Room):
     micro_batch_rows: int = Field(default=16, gt=0)
     """Rows in one forward and backward pass; the gradient is the same whatever it is."""
     optimizer: SftOptimizerConfig = SftOptimizerConfig()
-    """Its own learning rate and schedule."""
 
 
 class GrpoConfig(Room):
@@ -410,12 +408,10 @@ class RunConfig(Room):
     seed: int = Field(default=0, ge=0, lt=2**31)
     """One seed gives one run, bit for bit, on one machine."""
     policy: PolicyConfig
-    """The model that is trained."""
     data: DataConfig = DataConfig()
     length: LengthConfig = LengthConfig()
     sampling: SamplingConfig = SamplingConfig()
     sft: SftConfig | None = None
-    """Supervised fine-tuning before the stages; null goes straight to them."""
     grpo: GrpoConfig = GrpoConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     stages: tuple[StageConfig, ...] = ()

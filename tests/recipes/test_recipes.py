@@ -181,7 +181,8 @@ def test_joint_brings_its_own_stage(program: Program, rows: None, tmp_path: Path
     used = job.json("config.json")["options"]["stages"]
     assert [stage["steps"] for stage in used] == [2]
     assert [reward["kind"] for reward in used[0]["rewards"]] == [one["kind"] for one in JOINT[0]["rewards"]]
-    assert used[0]["rewards"][2]["gate"] == {"reward": "within", "at_least": 1.0, "otherwise": 0.0}
+    quality = next(reward for reward in used[0]["rewards"] if reward["kind"] == "rougeL")
+    assert quality["gate"] == {"reward": "within", "at_least": 1.0, "otherwise": 0.0}
     assert {"reward/length", "reward/within", "reward/rougeL"} <= job.lines("metrics.jsonl")[0].keys()
     final = job.json("evaluation/final.json")
     assert [stage["name"] for stage in final["stages"]] == ["joint"]

@@ -173,8 +173,10 @@ class TestMetrics:
         rows = job.train()
         names = {"loss", "grad_norm", "learning_rate", "update/kept_fraction", "tokens_per_second", "stage"}
         assert all(row.keys() >= names | {"memory/peak_gb", "policy_version"} for row in rows)
-        # An untrained model of V tokens knows nothing: log V nats a token.
-        assert rows[0]["loss"] == pytest.approx(math.log(job.policy.vocabulary), abs=0.5)
+        # An untrained model of V tokens knows nothing: log V nats a token, and, since its logits are random and
+        # not equal, about half their variance on top.
+        nothing = math.log(job.policy.vocabulary)
+        assert nothing - 0.1 < rows[0]["loss"] < nothing + 1
         assert rows[2]["loss"] < rows[0]["loss"]
 
     def test_lengths_are_those_of_the_completions(self, make_job: MakeJob) -> None:

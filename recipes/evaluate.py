@@ -27,6 +27,7 @@ from mlx_sumrl.config import (
     Room,
 )
 from mlx_sumrl.data.examples import config_rows, load_examples
+from mlx_sumrl.data.prompting import as_trained
 from mlx_sumrl.evaluation.evaluate import evaluate
 from mlx_sumrl.evaluation.table import comparison_table
 from mlx_sumrl.options.command_line import exit_code_of, parse
@@ -74,12 +75,13 @@ def main() -> None:
     """Load, evaluate, print, write."""
     config = parse(EvaluateConfig, prog="python -m recipes.evaluate", description=DESCRIPTION)
     policy = load_policy(PolicyConfig(model=config.model, dtype=config.dtype), adapter=config.adapter)
-    rows = config_rows(config.data, "evaluation", config.seed)
+    data, length = as_trained(config.model, config.data, config.length)
+    rows = config_rows(data, "evaluation", config.seed)
     assert rows is not None  # the config has checked it
     limit = config.force_length or config.max_tokens
-    room = policy.room_for_prompt(config.data.max_prompt_tokens, limit)
-    data = config.data.model_copy(update={"max_prompt_tokens": room})
-    loaded = load_examples(rows, data, policy.tokenizer, config.length.target, "evaluation")
+    room = policy.room_for_prompt(data.max_prompt_tokens, limit)
+    data = data.model_copy(update={"max_prompt_tokens": room})
+    loaded = load_examples(rows, data, policy.tokenizer, length.target, "evaluation")
     console = Console()
     console.print(loaded.report.describe(), highlight=False, markup=False)
     with make_progress() as progress:
@@ -87,13 +89,13 @@ def main() -> None:
         result = evaluate(
             LocalSampler(policy, config.batch_size),
             loaded.examples,
-            config.length,
+            length,
             Sampling(config.temperature, max_tokens=limit, min_tokens=config.force_length or 0),
             config.batch_size,
             config.seed,
             progress=lambda done, total: progress.update(done, {}),
         )
-    title = f"{len(result.rows)} rows, target {config.length.target} ± {config.length.tolerance}"
+    title = f"{len(result.rows)} rows, target {length.target} ± {length.tolerance}"
     console.print(comparison_table({Path(config.model).name: result}, title))
     if result.meteor_missing:
         console.print(f"no METEOR: {result.meteor_missing}", highlight=False, markup=False)

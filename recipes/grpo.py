@@ -17,6 +17,7 @@ from rich.console import Console
 
 from mlx_sumrl.config import RunConfig
 from mlx_sumrl.data.example import Example
+from mlx_sumrl.data.prompting import write_prompting
 from mlx_sumrl.evaluation.evaluate import evaluate
 from mlx_sumrl.evaluation.results import Evaluation
 from mlx_sumrl.evaluation.table import comparison_table
@@ -134,6 +135,7 @@ def export(config: RunConfig, run: RunFolder, policy: Policy) -> list[Path]:
             exported.append(export_peft(policy, run.path / "export" / "peft"))
     if config.export.fused:
         exported.append(export_model(policy, run.path / "export" / "model"))
+        write_prompting(exported[-1], config.data, config.length)
     return exported
 
 

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from mlx_sumrl.config import DEFAULT_DTYPE, DataConfig, Dtype, LengthConfig, PolicyConfig, Room
 from mlx_sumrl.data.examples import make_example
+from mlx_sumrl.data.prompting import as_trained
 from mlx_sumrl.errors import UserError
 from mlx_sumrl.options.command_line import exit_code_of, parse
 from mlx_sumrl.policy.loading import load_policy
@@ -30,7 +31,7 @@ class SummarizeConfig(Room):
     dtype: Dtype = DEFAULT_DTYPE
     """Type of the weights."""
     data: DataConfig = DataConfig()
-    """How the text is put to the model (`data.instruction`, `data.system`)."""
+    """How the text is put to the model; as in training where its folder says how."""
     length: LengthConfig = LengthConfig()
     """What the instruction asks for."""
     max_tokens: int = Field(default=128, gt=1)
@@ -60,9 +61,10 @@ def main() -> None:
     if not text.strip():
         raise UserError("the given text cannot be used: empty document; give one that can be summarised")
     policy = load_policy(PolicyConfig(model=config.model, dtype=config.dtype), adapter=config.adapter)
-    room = policy.room_for_prompt(config.data.max_prompt_tokens, config.max_tokens)
-    data = config.data.model_copy(update={"max_prompt_tokens": room})
-    example = make_example(text, data, policy.tokenizer, config.length.target)
+    data, length = as_trained(config.model, config.data, config.length)
+    room = policy.room_for_prompt(data.max_prompt_tokens, config.max_tokens)
+    data = data.model_copy(update={"max_prompt_tokens": room})
+    example = make_example(text, data, policy.tokenizer, length.target)
     sampling = Sampling(config.temperature, max_tokens=config.max_tokens)
     completion = LocalSampler(policy).sample([example], 1, sampling, config.seed)[0].completions[0]
     print(completion.text.strip())

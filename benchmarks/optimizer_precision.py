@@ -71,11 +71,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = measure(arguments.steps, arguments.weights)
     seconds = time.perf_counter() - started
     if arguments.json:
-        settings = {"steps": arguments.steps, "weights": arguments.weights, "size": SIZE, "learning_rate": RATE}
+        settings = {
+            "steps": arguments.steps,
+            "weights": arguments.weights,
+            "size": SIZE,
+            "learning_rate": RATE,
+        }
         print(json.dumps({**settings, "seconds": seconds, "rows": [asdict(row) for row in rows]}))
     else:
         Console().print(table(rows))
-        print(f"{arguments.steps} steps at {RATE:g} on {arguments.weights} weights of size {SIZE}: {seconds:.0f} s")
+        print(
+            f"{arguments.steps} steps at {RATE:g} on {arguments.weights} weights of size {SIZE}: {seconds:.0f} s"
+        )
     return 0
 
 
@@ -106,7 +113,9 @@ def measure(steps: int, weights: int) -> list[Row]:
         held = {name: optimizer.state().get(f"compensation.{name}") for name in start}
         for name in SIGNAL_TO_NOISE:
             way = _way(start[name], weights_of_mode[name], held[name])
-            rows.append(Row(rounding, moments, name, *_compared(way, _way(start[name], mastered[name])), share))
+            rows.append(
+                Row(rounding, moments, name, *compared(way, _way(start[name], mastered[name])), share)
+            )
     return rows
 
 
@@ -138,7 +147,7 @@ def _way(start: mx.array, end: mx.array, held: mx.array | None = None) -> np.nda
     return way if held is None else way + np.array(held.astype(mx.float32), np.float64)
 
 
-def _compared(way: np.ndarray, truth: np.ndarray) -> tuple[float, float, float]:
+def compared(way: np.ndarray, truth: np.ndarray) -> tuple[float, float, float]:
     """Projection, cosine, distance."""
     length, product_ = float(np.linalg.norm(truth)), float(way @ truth)
     own = float(np.linalg.norm(way))

@@ -15,7 +15,7 @@ import mlx.optimizers
 from mlx_sumrl.config import OptimizerConfig
 from mlx_sumrl.policy.policy import Weights
 from mlx_sumrl.training import moments
-from mlx_sumrl.training.moments import Moment, Part
+from mlx_sumrl.training.moments import Moment, Part, kept_array
 from mlx_sumrl.training.rules import AdamW
 
 
@@ -31,7 +31,7 @@ class Adafactor:
         self.theirs: Any = mlx.optimizers.Adafactor(
             learning_rate=0.0, relative_step=False, scale_parameter=False
         )
-        self.layout = {name: mx.float32 for name in ("row", "column", "square")}
+        self.layout = dict.fromkeys(("row", "column", "square"), mx.float32)
 
     def slices(self, name: str, shape: tuple[int, ...]) -> list[slice]:
         """Bands of whole rows; a vector is one slice."""
@@ -47,15 +47,15 @@ class Adafactor:
         self.theirs.state["step"] = mx.array(part.count, dtype=mx.uint64)
         self.theirs.state["learning_rate"] = mx.array(part.rate, dtype=mx.float32)
         if len(part.shape) < 2:
-            square = _slot(state, f"square.{part.name}", part.size)
+            square = kept_array(state, "square", part, part.size)
             held = {"exp_avg_sq": square[:]}
             wanted: mx.array = self.theirs.apply_single(gradient, mx.zeros_like(gradient), held)
             square[:] = held["exp_avg_sq"]
             return wanted
         columns = part.size // part.shape[0]
         bands = len(self.slices(part.name, part.shape))
-        row = _slot(state, f"row.{part.name}", part.shape[0])
-        column = _slot(state, f"column.{part.name}", bands * columns)
+        row = kept_array(state, "row", part, part.shape[0])
+        column = kept_array(state, "column", part, bands * columns)
         rows = slice(part.flat.start // columns, part.flat.stop // columns)
         band = slice(part.index * columns, (part.index + 1) * columns)
         held = {"exp_avg_sq_row": row[rows], "exp_avg_sq_col": column[band]}
@@ -73,9 +73,7 @@ class Muon:
     """
 
     def __init__(self, options: OptimizerConfig) -> None:
-        self.theirs: Any = mlx.optimizers.Muon(
-            learning_rate=0.0, momentum=options.betas[0], weight_decay=0.0
-        )
+        self.theirs: Any = mlx.optimizers.Muon(learning_rate=0.0, momentum=options.betas[0], weight_decay=0.0)
         self.others = AdamW(options)
         self.momentum = Moment("momentum", options.moments, signed=True)
         self.layout = self.others.layout | self.momentum.layout
@@ -101,9 +99,3 @@ class Muon:
 def _hidden(name: str, shape: tuple[int, ...]) -> bool:
     """Whether a weight is a matrix between hidden states: neither embedding nor head, no vector."""
     return len(shape) == 2 and "embed" not in name and "lm_head" not in name
-
-
-def _slot(state: Weights, name: str, size: int) -> mx.array:
-    if name not in state:
-        state[name] = mx.zeros((size,), dtype=mx.float32)
-    return state[name]

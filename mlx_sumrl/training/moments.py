@@ -13,12 +13,16 @@ from typing import Literal
 
 import mlx.core as mx
 
+from mlx_sumrl.errors import UserError
 from mlx_sumrl.policy.policy import Weights
 from mlx_sumrl.training.blocks8 import BLOCK, block_count, decode, encode
 from mlx_sumrl.training.rounding import rounded
 
 SLICE = 1 << 20
 """Elements of a weight updated at once; a slice needs about a dozen float32 copies of itself."""
+
+WAY_OUT = "go on with the optimizer.kind and optimizer.moments that it was made with, or begin a new run"
+"""For a state that other options left."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,16 @@ def flat_slices(size: int) -> list[slice]:
     """Ranges of a flattened weight with about `SLICE` elements each, whole blocks but for the last."""
     step = max(BLOCK, SLICE // BLOCK * BLOCK)
     return [slice(start, min(start + step, size)) for start in range(0, size, step)]
+
+
+def kept_array(state: Weights, word: str, part: Part, size: int, dtype: mx.Dtype = mx.float32) -> mx.array:
+    """``WORD.name.of.weight`` of the state; zeros at the first step. Raises `UserError` when it is missing later."""
+    name = f"{word}.{part.name}"
+    if name not in state:
+        if part.count > 1:
+            raise UserError(f"the optimiser's saved state has no {name}; {WAY_OUT}")
+        state[name] = mx.zeros((size,), dtype=dtype)
+    return state[name]
 
 
 def put(array: mx.array, flat: slice, values: mx.array) -> None:
@@ -95,10 +109,10 @@ class Moment:
 
     def _arrays(self, state: Weights, part: Part) -> list[mx.array]:
         sizes = {f"{self.name}_scales": block_count(part.size)}
-        for name, dtype in self.layout.items():
-            if f"{name}.{part.name}" not in state:
-                state[f"{name}.{part.name}"] = mx.zeros((sizes.get(name, part.size),), dtype=dtype)
-        return [state[f"{name}.{part.name}"] for name in self.layout]
+        return [
+            kept_array(state, name, part, sizes.get(name, part.size), dtype)
+            for name, dtype in self.layout.items()
+        ]
 
 
 def _blocks(flat: slice) -> slice:

@@ -17,7 +17,7 @@ from mlx_sumrl.config import OptimizerConfig
 from mlx_sumrl.errors import UserError
 from mlx_sumrl.policy.policy import Weights
 from mlx_sumrl.training.matrix_rules import Adafactor, Muon
-from mlx_sumrl.training.moments import Part, put
+from mlx_sumrl.training.moments import WAY_OUT, Part, put
 from mlx_sumrl.training.rounding import written
 from mlx_sumrl.training.rules import AdamW, Lion, Rule
 
@@ -81,7 +81,10 @@ class Optimizer:
                     wanted = wanted - rate * decay * new[flat].astype(mx.float32)
                 held = None if compensation is None else compensation[flat]
                 done = written(new[flat], held, wanted, self.options.rounding, write_key)
-                kept, wanted_squared = kept + (done.change * wanted).sum(), wanted_squared + mx.square(wanted).sum()
+                kept, wanted_squared = (
+                    kept + (done.change * wanted).sum(),
+                    wanted_squared + mx.square(wanted).sum(),
+                )
                 mx.eval(kept, wanted_squared, [array for array in done if array is not None])
                 put(new, flat, done.weight)
                 if compensation is not None and done.compensation is not None:
@@ -122,12 +125,8 @@ class Optimizer:
         layout = rule.layout | {COMPENSATION: mx.bfloat16}
         for name, array in self._state.items():
             word = name.partition(".")[0]
-            if layout.get(word) != array.dtype:
-                raise UserError(
-                    f"the optimiser's saved state ({word}, {array.dtype}) was not made by optimizer.kind "
-                    f"{self.options.kind} with optimizer.moments {self.options.moments}; go on with the options "
-                    "that the run began with, or begin a new run"
-                )
+            if word not in layout or layout[word] != array.dtype:
+                raise UserError(f"the optimiser's saved state has {name} as {array.dtype}; {WAY_OUT}")
 
 
 def clipped(gradients: Weights, max_norm: float) -> tuple[Weights, float]:

@@ -23,7 +23,7 @@ from mlx_sumrl.policy.policy import Policy
 from mlx_sumrl.reporting.progress import SilentProgress
 from mlx_sumrl.reporting.run_folder import RunFolder
 from mlx_sumrl.training.checkpoints import list_checkpoints, load_checkpoint
-from mlx_sumrl.training.optimizer import AdamW
+from mlx_sumrl.training.optimizer import Optimizer
 from mlx_sumrl.training.preparation import prepare
 from mlx_sumrl.training.trainer import Trainer
 from tests.recipes.programs import VOWELS, start, tiny_job, write_options
@@ -131,7 +131,7 @@ def uninterrupted(rewards: Path, tmp_path_factory: pytest.TempPathFactory) -> Un
 def assert_whole(run: Path, policy: Policy) -> None:
     """Whatever carries the name of a finished file or checkpoint is one."""
     for checkpoint in list_checkpoints(run / "checkpoints"):
-        optimizer = AdamW(RunConfig(policy=policy.options).optimizer, seed=0)
+        optimizer = Optimizer(RunConfig(policy=policy.options).optimizer, seed=0)
         assert load_checkpoint(checkpoint, policy, optimizer).step == int(checkpoint.name[5:])
     for path in run.glob("**/*.json"):
         json.loads(path.read_text())

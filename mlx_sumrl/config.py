@@ -228,11 +228,10 @@ class OptimizerConfig(Room):
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled; on matrices only."""
     rounding: Literal["stochastic", "compensated", "nearest"] = "stochastic"
-    """How an update is written into bfloat16 weights: right on average; exactly, with 2 more bytes per weight
-    for what did not fit; or to the nearest number, which loses most of a small one."""
+    """How an update is written into bfloat16 weights: `stochastic`, right on average; `compensated`, what did not
+    fit is kept for the next, in 2 more bytes per weight; `nearest` loses most of a small one."""
     moments: Literal["float32", "bfloat16", "blocks8"] = "float32"
-    """How moments are kept: 4, 2 or about 1 byte each. All of them decay; `blocks8` is noisy when the second of
-    `betas` is above 0.99."""
+    """How moments are kept: in 4, 2 or about 1 byte each. All of them decay."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Shape of the learning rate after warm-up; `linear` and `cosine` end at `final_share` of it."""
     warmup_steps: int = Field(default=0, ge=0)

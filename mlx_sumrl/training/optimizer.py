@@ -79,8 +79,14 @@ class Optimizer:
                 wanted = rule.wanted(part, gradient[flat].astype(mx.float32), self._state, rule_key)
                 if decay:
                     wanted = wanted - rate * decay * new[flat].astype(mx.float32)
-                held = None if compensation is None else compensation[flat]
-                done = written(new[flat], held, wanted, self.options.rounding, write_key)
+                # No name for these slices: what holds one when the arrays are written to has them copied.
+                done = written(
+                    new[flat],
+                    None if compensation is None else compensation[flat],
+                    wanted,
+                    self.options.rounding,
+                    write_key,
+                )
                 kept, wanted_squared = (
                     kept + (done.change * wanted).sum(),
                     wanted_squared + mx.square(wanted).sum(),

@@ -225,17 +225,31 @@ class PowerCut(SilentProgress):
 
 
 @pytest.mark.parametrize(
-    ("tuning", "dtype", "cuts"),
+    ("tuning", "dtype", "cuts", "optimizer"),
     [
-        pytest.param("lora", "float32", [4, 9], id="lora: in each stage"),
-        pytest.param("dora", "bfloat16", [7, 6], id="dora, stochastic rounding: right after a stage's end"),
+        pytest.param("lora", "float32", [4, 9], {}, id="lora: in each stage"),
         pytest.param(
-            "full", "bfloat16", [1, 11], id="full, stochastic rounding: before the first checkpoint"
+            "dora", "bfloat16", [7, 6], {}, id="dora, stochastic rounding: right after a stage's end"
+        ),
+        pytest.param(
+            "full", "bfloat16", [1, 11], {}, id="full, stochastic rounding: before the first checkpoint"
+        ),
+        pytest.param(
+            "full",
+            "bfloat16",
+            [5, 6],
+            {"kind": "muon", "rounding": "compensated", "moments": "blocks8"},
+            id="full, compensated rounding of muon with 8-bit moments",
         ),
     ],
 )
 def test_dropout_rounding_and_a_new_reference(
-    tuning: str, dtype: str, cuts: list[int], rewards: Path, tmp_path: Path
+    tuning: str,
+    dtype: str,
+    cuts: list[int],
+    optimizer: dict[str, str],
+    rewards: Path,
+    tmp_path: Path,
 ) -> None:
     """Two stages with dropout and a KL term, the second with a new reference: cut off and restored."""
 
@@ -253,7 +267,7 @@ def test_dropout_rounding_and_a_new_reference(
         "runs_dir": str(tmp_path),
         "sft": None,
         "policy": {"tuning": tuning, "dtype": dtype, "lora": {"dropout": 0.1, "rank": 2}},
-        "optimizer": {"learning_rate": 1e-3, "schedule": "cosine", "warmup_steps": 2},
+        "optimizer": {"learning_rate": 1e-3, "schedule": "cosine", "warmup_steps": 2, **optimizer},
         "checkpoint": {"every": 4},
     }
     whole = RunConfig.model_validate(job(rewards, {**changes, "name": "whole"}))

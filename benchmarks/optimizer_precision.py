@@ -35,7 +35,7 @@ Storage = Literal["float32", "bfloat16", "blocks8"]
 
 SIGNAL_TO_NOISE = {"constant": None, "noisy": 1.0, "very noisy": 0.1}
 """Root mean square of the gradient over that of its noise; None: no noise."""
-WEIGHTS = 20_000
+WEIGHTS = 10_000
 SIZE = 0.02
 """Standard deviation of the weights."""
 STEPS = 1_000

@@ -213,18 +213,24 @@ class RewardConfig(Room):
 
 
 class OptimizerConfig(Room):
-    """AdamW (Loshchilov and Hutter 2019) with bias correction, moments in float32."""
+    """How gradients become steps, and how small steps reach bfloat16 weights."""
 
+    kind: Literal["adamw", "lion", "adafactor", "muon"] = "adamw"
+    """AdamW; Lion keeps half of its state and wants a third to a tenth of its learning rate; Adafactor keeps
+    hardly any; Muon makes the steps of hidden matrices orthogonal (AdamW for the rest, same learning rate)."""
     learning_rate: float = Field(default=1e-5, gt=0)
     """Peak step size."""
     betas: tuple[float, float] = (0.9, 0.99)
-    """Decay of the first and second moment."""
+    """Decay of the first and second moment; Muon's momentum is the first, Adafactor has its own."""
     eps: float = Field(default=1e-8, gt=0)
     """Added to the root of the second moment."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled; on matrices only."""
-    rounding: Literal["stochastic", "nearest"] = "stochastic"
-    """How an update is written into bfloat16 weights; `nearest` loses most of a small one."""
+    rounding: Literal["stochastic", "compensated", "nearest"] = "stochastic"
+    """How an update is written into bfloat16 weights: `stochastic`, right on average; `compensated`, what did not
+    fit is kept for the next, in 2 more bytes per weight; `nearest` loses most of a small one."""
+    moments: Literal["float32", "bfloat16", "blocks8"] = "float32"
+    """How moments are kept: in 4, 2 or about 1 byte each. All of them decay."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Shape of the learning rate after warm-up; `linear` and `cosine` end at `final_share` of it."""
     warmup_steps: int = Field(default=0, ge=0)

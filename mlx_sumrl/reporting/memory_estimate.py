@@ -37,9 +37,16 @@ UPDATE_COPIES = 2
 """Of the trained weights, beside gradients and moments, while the optimiser steps: the clipped gradients and
 the new weights before the old ones go."""
 UPDATE_TEMPORARIES = 12
-"""float32 arrays as large as the slice of a weight that is updated at once."""
+"""float32 arrays as large as the slice of a weight that is updated at once; measured, as the next."""
+MOST_TEMPORARIES = 22
+"""The same with compensation, 8-bit moments or Muon."""
 UPDATE_SLICE = 1 << 20
-"""Elements of such a slice; see `mlx_sumrl.training.optimizer`."""
+"""Elements of such a slice; see `mlx_sumrl.training.moments`."""
+MOMENT_BYTES = {"float32": 4.0, "bfloat16": 2.0, "blocks8": 1 + 4 / 128}
+"""Of one moment of one weight; a block of 128 codes has a float32 scale."""
+MOMENTS = {"adamw": 2, "lion": 1, "adafactor": 0, "muon": 1}
+"""Per weight, by optimiser. Adafactor keeps one number per row and column, Muon two moments for embedding and
+head."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,7 @@ class MemoryEstimate:
     weights: int
     """The model, its adapters, and a second copy for a reference that needs one."""
     moments: int
+    """What the optimiser keeps, a compensation counted."""
     gradients: int
     activations: int
     logits: int
@@ -84,24 +92,30 @@ def estimate_peak(
     lora_rank: int = 8,
     lora_layers: int = -1,
     head_tokens: int = 512,
+    optimizer: Literal["adamw", "lion", "adafactor", "muon"] = "adamw",
+    moments: Literal["float32", "bfloat16", "blocks8"] = "float32",
+    compensated: bool = False,
 ) -> MemoryEstimate:
     """Peak memory of a step of GRPO, or of supervised training (``sampler_rows=0``).
 
     ``micro_batches`` of ``micro_batch_rows`` rows make a step; with more than one, gradients are added up in
     float32. ``shared_prompt``: the rows of a micro-batch have one prompt, computed once. ``head_tokens``
     completion tokens have logits at once. ``reference`` (KL to a reference) costs a copy of the model with full
-    tuning only. Moments are float32.
+    tuning only. ``optimizer`` keeps its ``moments`` as given; ``compensated`` rounding costs 2 bytes for each
+    trained bfloat16 weight.
     """
     size = BYTES[dtype]
     weights = _weight_bytes(shape, size)
     if tuning == "full":
         trained, trained_size = shape.parameters, size
-        largest = max(shape.vocab * shape.hidden, shape.hidden * shape.intermediate)
+        hidden_matrix = shape.hidden * shape.intermediate * (2 if shape.fused else 1)
+        largest = max(shape.vocab * shape.hidden, hidden_matrix)
         weights += weights if reference else 0
     else:
         # mlx-lm makes adapters in float32.
         trained, trained_size = shape.adapter_parameters(lora_rank, lora_layers, dora=tuning == "dora"), 4
         largest = lora_rank * max(max(matrix) for matrix in shape.block_matrices(attention=True))
+        hidden_matrix = largest
         weights += trained * trained_size
 
     # A shared prompt's keys and values are still laid out for every row, hence the score and cache terms stay.
@@ -116,16 +130,22 @@ def estimate_peak(
     cached = sampler_rows * (prompt_tokens + completion_tokens) * shape.kv_heads * shape.head_dim
     chunk = min(head_tokens, micro_batch_rows * completion_tokens)
     accumulated = trained * 4 if micro_batches > 1 else 0
+    kept = _optimizer_bytes(shape, trained, tuning, optimizer, moments)
+    kept += 2 * trained if compensated and trained_size == 2 else 0
+    # Muon takes a matrix whole, though never an embedding.
+    at_once = hidden_matrix if optimizer == "muon" else min(largest, UPDATE_SLICE)
+    plain = not compensated and moments != "blocks8" and optimizer != "muon"
+    temporaries = (UPDATE_TEMPORARIES if plain else MOST_TEMPORARIES) * at_once * 4
     return MemoryEstimate(
         weights=weights,
-        moments=2 * 4 * trained,
+        moments=kept,
         gradients=trained * trained_size + accumulated,
         activations=round(activations),
         logits=LOGIT_COPIES * chunk * shape.vocab * 4,
-        update=UPDATE_COPIES * trained * trained_size + UPDATE_TEMPORARIES * min(largest, UPDATE_SLICE) * 4,
+        update=UPDATE_COPIES * trained * trained_size + temporaries,
         kv_cache=2 * cached * shape.attention_layers * size,
         sampler_logits=LOGIT_COPIES * sampler_rows * shape.vocab * 4,
-        ways_out=_ways_out(tuning, dtype, micro_batch_rows, gradient_checkpointing, sampler_rows),
+        ways_out=_ways_out(tuning, dtype, micro_batch_rows, gradient_checkpointing, sampler_rows, moments),
     )
 
 
@@ -162,6 +182,17 @@ def _weight_bytes(shape: ModelShape, size: int) -> int:
     return matrices + (shape.parameters - shape.matrix_parameters) * size
 
 
+def _optimizer_bytes(shape: ModelShape, trained: int, tuning: str, optimizer: str, moments: str) -> int:
+    """State of the optimiser for ``trained`` weights."""
+    if optimizer == "adafactor":
+        # Rows and columns of a matrix over its elements: about two over the narrower side of a block's.
+        return 2 * 4 * trained // shape.hidden if tuning == "full" else 4 * trained
+    count = MOMENTS[optimizer] * trained
+    if optimizer == "muon" and tuning == "full":
+        count += shape.vocab * shape.hidden * (1 if shape.tied else 2)
+    return round(MOMENT_BYTES[moments] * count)
+
+
 def _block_bytes(shape: ModelShape, tokens: int, length: int, size: int) -> float:
     """What one block keeps for its backward pass, on average over attention and convolution blocks."""
     keys = 2 * shape.kv_heads * shape.head_dim
@@ -172,7 +203,12 @@ def _block_bytes(shape: ModelShape, tokens: int, length: int, size: int) -> floa
 
 
 def _ways_out(
-    tuning: str, dtype: str, micro_batch_rows: int, gradient_checkpointing: bool, sampler_rows: int
+    tuning: str,
+    dtype: str,
+    micro_batch_rows: int,
+    gradient_checkpointing: bool,
+    sampler_rows: int,
+    moments: str,
 ) -> tuple[str, ...]:
     ways = []
     if micro_batch_rows > 1:
@@ -181,6 +217,8 @@ def _ways_out(
         ways.append("policy.gradient_checkpointing true")
     if tuning == "full":
         ways.append("policy.tuning lora")
+        if moments == "float32":
+            ways.append("optimizer.moments blocks8")
     if dtype == "float32":
         ways.append("policy.dtype bfloat16")
     if sampler_rows > 8:

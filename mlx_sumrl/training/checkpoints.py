@@ -22,7 +22,7 @@ import mlx.core as mx
 
 from mlx_sumrl.errors import UserError
 from mlx_sumrl.policy.policy import Policy, Weights
-from mlx_sumrl.training.optimizer import AdamW
+from mlx_sumrl.training.optimizer import Optimizer
 
 STEP_FOLDER = re.compile(r"^step-(\d{6,})$")
 UNFINISHED = ".unfinished-"
@@ -47,7 +47,7 @@ class TrainState:
     bad_total: int = 0
 
 
-def save_checkpoint(folder: Path, state: TrainState, policy: Policy, optimizer: AdamW, keep: int) -> Path:
+def save_checkpoint(folder: Path, state: TrainState, policy: Policy, optimizer: Optimizer, keep: int) -> Path:
     """Write ``step-NNNNNN`` below ``folder`` and remove all but the ``keep`` newest."""
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"step-{state.step:06d}"
@@ -96,7 +96,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
     )
 
 
-def load_checkpoint(checkpoint: Path, policy: Policy, optimizer: AdamW) -> TrainState:
+def load_checkpoint(checkpoint: Path, policy: Policy, optimizer: Optimizer) -> TrainState:
     """Put policy, optimiser and reference back. Raises `UserError` for a checkpoint that is damaged."""
     try:
         record = json.loads((checkpoint / "state.json").read_text())

@@ -1,21 +1,34 @@
-"""AdamW that really trains bfloat16 weights.
+"""Optimisers that really train bfloat16 weights.
 
-mlx.optimizers.Adam keeps its state in the type of the weights: in bfloat16 0.999 rounds to 1.0 and the second
-moment never decays. And a step of 1e-6 on a weight of 0.02 is a sixtieth of the gap between two bfloat16 numbers:
-rounded to nearest, it is lost. Here the moments are float32, the bias is corrected, the update is computed in
-float32, and it is written into bfloat16 weights by stochastic rounding, whose mean is exact. How much of the
-update arrives is measured at each step (`UpdateReport.kept_fraction`).
+mlx.optimizers keep their state in the type of the weights: in bfloat16 0.999 rounds to 1.0 and a second moment
+never decays; and they round small updates away. Here an update is computed in float32 by a rule (`rules`,
+`matrix_rules`), from moments that decay however they are kept (`moments`), and written so that it arrives
+(`rounding`). How much of it did is measured at each step (`UpdateReport.kept_fraction`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import mlx.core as mx
 
 from mlx_sumrl.config import OptimizerConfig
+from mlx_sumrl.errors import UserError
 from mlx_sumrl.policy.policy import Weights
+from mlx_sumrl.training.matrix_rules import Adafactor, Muon
+from mlx_sumrl.training.moments import WAY_OUT, Part, put
+from mlx_sumrl.training.rounding import written
+from mlx_sumrl.training.rules import AdamW, Lion, Rule
+
+RULES: dict[str, Callable[[OptimizerConfig], Rule]] = {
+    "adamw": AdamW,
+    "lion": Lion,
+    "adafactor": Adafactor,
+    "muon": Muon,
+}
+COMPENSATION = "compensation"
+"""First word of its name in the state."""
 
 
 @dataclass(frozen=True)
@@ -24,43 +37,22 @@ class UpdateReport:
 
     kept_fraction: float
     """Projection of the change that was written on the change that was wanted, over its squared length: 1 when
-    nothing is lost to rounding, 0 when all is."""
+    nothing is lost to rounding, 0 when all is. What a compensation holds counts as written."""
 
 
-class _Moved(NamedTuple):
-    """A slice after a step, and what it adds to the report."""
+class Optimizer:
+    """The optimiser that its options describe; weight decay is decoupled and on matrices only.
 
-    first: mx.array
-    second: mx.array
-    weight: mx.array
-    kept: mx.array
-    wanted_squared: mx.array
-
-
-SLICE = 1 << 20
-"""Elements of a weight updated at once; a slice needs about a dozen float32 copies of itself."""
-
-
-def _slices(weight: mx.array) -> list[slice]:
-    """Ranges of the first axis with about `SLICE` elements each."""
-    rows = weight.shape[0]
-    step = max(1, SLICE * rows // max(weight.size, 1))
-    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
-
-
-class AdamW:
-    """AdamW (Loshchilov and Hutter 2019, algorithm 2), with bias correction; weight decay on matrices only.
-
-    State: the step count and, for each weight, two float32 moments. The randomness of stochastic rounding is a
-    function of (seed, step count, weight), so the state is all that a resumed run needs.
+    State: the step count and flat arrays, the rule's and, with compensated rounding, one for each bfloat16 weight.
+    All randomness is a function of (seed, step count, weight, slice), so the state is all that a resumed run
+    needs. ``options`` may change between steps, though not to ones that keep another state; `reset` first.
     """
 
     def __init__(self, options: OptimizerConfig, seed: int) -> None:
         self.options = options
         self.seed = seed
         self.count = 0
-        self.first: Weights = {}
-        self.second: Weights = {}
+        self._state: Weights = {}
 
     def step(self, weights: Weights, gradients: Weights, rate: float) -> tuple[Weights, UpdateReport]:
         """New weights from weights and gradients of the same names and shapes; moves the state on.
@@ -68,82 +60,79 @@ class AdamW:
         Weights are finished one by one and in slices, so that neither a second copy of the model nor float32
         temporaries as large as an embedding ever live.
         """
+        rule = RULES[self.options.kind](self.options)
+        self._check_state(rule)
         self.count += 1
         keys = mx.random.split(mx.random.key(self.seed * 1_000_003 + self.count), len(weights))
         updated: Weights = {}
         wanted_squared, kept = mx.array(0.0), mx.array(0.0)
         for key, (name, weight) in zip(keys, weights.items(), strict=True):
-            if name not in self.first:
-                self.first[name] = mx.zeros(weight.shape, dtype=mx.float32)
-                self.second[name] = mx.zeros(weight.shape, dtype=mx.float32)
-            first, second, gradient = self.first[name], self.second[name], gradients[name]
-            new = mx.array(weight)
-            parts = _slices(weight)
-            for part, part_key in zip(parts, mx.random.split(key, len(parts)), strict=True):
-                moved = self._moved(weight[part], gradient[part], first[part], second[part], rate, part_key)
-                first[part], second[part], new[part] = moved.first, moved.second, moved.weight
-                kept, wanted_squared = kept + moved.kept, wanted_squared + moved.wanted_squared
-                mx.eval(first, second, new, kept, wanted_squared)
-            updated[name] = new
+            new, gradient = weight.reshape(-1), gradients[name].reshape(-1)
+            compensation = self._compensation(name, weight)
+            decay = self.options.weight_decay if weight.ndim >= 2 else 0.0
+            slices = rule.slices(name, weight.shape)
+            for index, (flat, slice_key) in enumerate(
+                zip(slices, mx.random.split(key, len(slices)), strict=True)
+            ):
+                rule_key, write_key = mx.random.split(slice_key)
+                part = Part(name, weight.shape, flat, index, self.count, rate)
+                wanted = rule.wanted(part, gradient[flat].astype(mx.float32), self._state, rule_key)
+                if decay:
+                    wanted = wanted - rate * decay * new[flat].astype(mx.float32)
+                # No name for these slices: what holds one when the arrays are written to has them copied.
+                done = written(
+                    new[flat],
+                    None if compensation is None else compensation[flat],
+                    wanted,
+                    self.options.rounding,
+                    write_key,
+                )
+                kept, wanted_squared = (
+                    kept + (done.change * wanted).sum(),
+                    wanted_squared + mx.square(wanted).sum(),
+                )
+                mx.eval(kept, wanted_squared, [array for array in done if array is not None])
+                put(new, flat, done.weight)
+                if compensation is not None and done.compensation is not None:
+                    put(compensation, flat, done.compensation)
+            moved = [self._state[key] for key in self._names(rule, name) if key in self._state]
+            mx.eval(new, kept, wanted_squared, moved)
+            updated[name] = new.reshape(weight.shape)
         total = float(wanted_squared.item())  # type: ignore[arg-type]
         return updated, UpdateReport(kept_fraction=float(kept.item()) / total if total > 0 else 1.0)  # type: ignore[arg-type]
 
-    def _moved(
-        self,
-        weight: mx.array,
-        gradient: mx.array,
-        first: mx.array,
-        second: mx.array,
-        rate: float,
-        key: mx.array,
-    ) -> _Moved:
-        """One slice of a weight, all of its arithmetic in float32."""
-        beta1, beta2 = self.options.betas
-        gradient = gradient.astype(mx.float32)
-        first = beta1 * first + (1 - beta1) * gradient
-        second = beta2 * second + (1 - beta2) * mx.square(gradient)
-        corrected = mx.sqrt(second / (1 - beta2**self.count)) + self.options.eps
-        wanted = -rate * (first / (1 - beta1**self.count)) / corrected
-        old = weight.astype(mx.float32)
-        if self.options.weight_decay and weight.ndim >= 2:
-            wanted = wanted - rate * self.options.weight_decay * old
-        new = rounded(old + wanted, weight.dtype, self.options.rounding, key)
-        change = new.astype(mx.float32) - old
-        return _Moved(first, second, new, (change * wanted).sum(), mx.square(wanted).sum())
-
     def state(self) -> Weights:
-        """The moments as flat arrays, ``first.NAME`` and ``second.NAME``; the count is `count`."""
-        moments = {f"first.{name}": array for name, array in self.first.items()}
-        moments |= {f"second.{name}": array for name, array in self.second.items()}
-        return moments
+        """Flat arrays, ``first.NAME`` and so on; the count is `count`."""
+        return dict(self._state)
 
     def restore(self, state: Weights, count: int) -> None:
         """Go on from a saved state."""
         self.count = count
-        self.first = {
-            name.removeprefix("first."): a for name, a in state.items() if name.startswith("first.")
-        }
-        self.second = {
-            name.removeprefix("second."): a for name, a in state.items() if name.startswith("second.")
-        }
+        self._state = {name: array.reshape(-1) for name, array in state.items()}
 
     def reset(self) -> None:
-        """Empty moments, as at the start."""
-        self.count, self.first, self.second = 0, {}, {}
+        """Empty state, as at the start; what a compensation held, less than half a gap, is let go."""
+        self.count, self._state = 0, {}
 
+    def _compensation(self, name: str, weight: mx.array) -> mx.array | None:
+        key = f"{COMPENSATION}.{name}"
+        if self.options.rounding != "compensated" or weight.dtype != mx.bfloat16:
+            self._state.pop(key, None)
+            return None
+        if key not in self._state:
+            self._state[key] = mx.zeros((weight.size,), dtype=mx.bfloat16)
+        return self._state[key]
 
-def rounded(values: mx.array, dtype: mx.Dtype, rounding: str, key: mx.array) -> mx.array:
-    """float32 values in ``dtype``; into bfloat16 stochastically with ``key``, else to the nearest.
+    def _names(self, rule: Rule, name: str) -> list[str]:
+        return [f"{word}.{name}" for word in (*rule.layout, COMPENSATION)]
 
-    Stochastic: up or down with the probability that makes the mean exact, by adding 16 random bits below the
-    ones that bfloat16 keeps.
-    """
-    if dtype != mx.bfloat16 or rounding == "nearest":
-        return values.astype(dtype)
-    bits = values.view(mx.uint32)
-    noise = mx.random.randint(0, 1 << 16, shape=values.shape, dtype=mx.uint32, key=key)
-    cut = (bits + noise) & mx.array(0xFFFF0000, dtype=mx.uint32)
-    return mx.where(mx.isfinite(values), cut.view(mx.float32), values).astype(dtype)
+    def _check_state(self, rule: Rule) -> None:
+        """Raises `UserError` for a state that other options left."""
+        layout = rule.layout | {COMPENSATION: mx.bfloat16}
+        for name, array in self._state.items():
+            word = name.partition(".")[0]
+            if word not in layout or layout[word] != array.dtype:
+                raise UserError(f"the optimiser's saved state has {name} as {array.dtype}; {WAY_OUT}")
 
 
 def clipped(gradients: Weights, max_norm: float) -> tuple[Weights, float]:

@@ -84,6 +84,7 @@ def check_context(config: RunConfig, policy: Policy) -> None:
 def memory_sentence(config: RunConfig, policy: Policy) -> str:
     """The estimated peak of a step beside what the machine has."""
     options = policy.options
+    optimizer = config.sft.optimizer if config.sft and not config.stages else config.optimizer
     estimate = estimate_peak(
         ModelShape.from_config(policy.config),
         tuning=options.tuning,
@@ -99,6 +100,9 @@ def memory_sentence(config: RunConfig, policy: Policy) -> str:
         lora_rank=options.lora.rank,
         lora_layers=options.lora.layers,
         head_tokens=HEAD_TOKENS,
+        optimizer=optimizer.kind,
+        moments=optimizer.moments,
+        compensated=optimizer.rounding == "compensated",
     )
     working_set = (
         mx.device_info().get("max_recommended_working_set_size") if mx.metal.is_available() else None

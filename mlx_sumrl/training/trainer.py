@@ -28,7 +28,7 @@ from mlx_sumrl.training.gradient import BatchGradient
 from mlx_sumrl.training.grpo import grpo_gradient, training_rows
 from mlx_sumrl.training.interrupts import finish_step_on_interrupt
 from mlx_sumrl.training.loss import token_means
-from mlx_sumrl.training.optimizer import AdamW
+from mlx_sumrl.training.optimizer import Optimizer
 from mlx_sumrl.training.rollout_log import Metrics, rollout_metrics, rollout_records
 from mlx_sumrl.training.schedule import learning_rate
 from mlx_sumrl.training.seeds import derived_seed
@@ -58,7 +58,7 @@ class Trainer:
         self.progress = progress or SilentProgress()
         self.state = TrainState()
         self.guard = Guard(config.optimizer.max_bad_steps)
-        self.optimizer = AdamW(config.optimizer, derived_seed(config.seed, "rounding"))
+        self.optimizer = Optimizer(config.optimizer, derived_seed(config.seed, "rounding"))
 
     def restore(self) -> bool:
         """Go on from the run's newest checkpoint; False when it has none yet."""

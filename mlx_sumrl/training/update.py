@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from mlx_sumrl.errors import UserError
 from mlx_sumrl.policy.policy import Policy
 from mlx_sumrl.training.gradient import BatchGradient
-from mlx_sumrl.training.optimizer import AdamW, clipped
+from mlx_sumrl.training.optimizer import Optimizer, clipped
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Guard:
 
 
 def apply_update(
-    policy: Policy, optimizer: AdamW, guard: Guard, gradient: BatchGradient, rate: float
+    policy: Policy, optimizer: Optimizer, guard: Guard, gradient: BatchGradient, rate: float
 ) -> dict[str, float]:
     """Move the policy one step, or leave it alone when something is not finite. Metrics of the step.
 

@@ -185,6 +185,21 @@ class TestEstimate:
         assert lora.moments < self.half_billion().moments / 50
         assert self.half_billion(reference=True).weights == 2 * self.half_billion().weights
 
+    def test_optimisers_by_hand(self) -> None:
+        n, embedding = 494_032_768, 151_936 * 896
+        assert self.half_billion(moments="bfloat16").moments == 4 * n
+        assert self.half_billion(moments="blocks8").moments == pytest.approx(2 * n * (1 + 4 / 128))
+        assert self.half_billion(optimizer="lion").moments == 4 * n
+        assert self.half_billion(optimizer="muon").moments == 4 * n + 4 * embedding
+        assert self.half_billion(optimizer="adafactor").moments < 0.01 * n
+        assert self.half_billion(moments="blocks8", compensated=True).moments == pytest.approx(
+            2 * n * (1 + 4 / 128) + 2 * n
+        )
+        # float32 weights, and so adapters, have no compensation.
+        for changes in ({"tuning": "lora"}, {"dtype": "float32"}):
+            kept = [self.half_billion(**changes, compensated=on).moments for on in (False, True)]
+            assert kept[0] == kept[1]
+
     def test_quantised_weights(self) -> None:
         shape = ModelShape.from_config({**QWEN_05B, "quantization": {"bits": 4, "group_size": 64}})
         estimate = estimate_peak(
@@ -199,6 +214,7 @@ class TestEstimate:
         assert self.half_billion(**big | {"micro_batch_rows": 32}).total < worst.total
         assert self.half_billion(**big, gradient_checkpointing=True).total < worst.total
         assert self.half_billion(**big, tuning="lora").total < worst.total
+        assert self.half_billion(**big, moments="blocks8").total < worst.total
         assert worst.total < self.half_billion(**big, dtype="float32").total
 
 

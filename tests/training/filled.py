@@ -9,9 +9,9 @@ import mlx.nn as nn
 import numpy as np
 
 from mlx_sumrl.config import OptimizerConfig, PolicyConfig
-from mlx_sumrl.policy.policy import Policy
+from mlx_sumrl.policy.policy import Policy, Weights
 from mlx_sumrl.training.checkpoints import load_checkpoint
-from mlx_sumrl.training.optimizer import AdamW
+from mlx_sumrl.training.optimizer import Optimizer
 
 
 def small_policy(size: int = 8) -> Policy:
@@ -28,13 +28,18 @@ def small_policy(size: int = 8) -> Policy:
     )
 
 
-def filled(value: float, size: int = 8) -> tuple[Policy, AdamW]:
+def filled(value: float, size: int = 8) -> tuple[Policy, Optimizer]:
     """A policy and moments whose every number is ``value``: a mixture of two checkpoints would show."""
-    policy, optimizer = small_policy(size), AdamW(OptimizerConfig(), seed=0)
+    policy, optimizer = small_policy(size), Optimizer(OptimizerConfig(), seed=0)
     weights = {name: mx.full(array.shape, value) for name, array in policy.weights().items()}
     policy.set_weights(weights)
-    optimizer.first, optimizer.second, optimizer.count = dict(weights), dict(weights), int(value)
+    optimizer.restore(moments(weights), int(value))
     return policy, optimizer
+
+
+def moments(weights: Weights) -> Weights:
+    """The weights' values as AdamW's state."""
+    return {f"{which}.{name}": array for which in ("first", "second") for name, array in weights.items()}
 
 
 def check_filled(checkpoint: Path, size: int = 8) -> int:
@@ -43,8 +48,8 @@ def check_filled(checkpoint: Path, size: int = 8) -> int:
     state = load_checkpoint(checkpoint, policy, optimizer)
     assert checkpoint.name == f"step-{state.step:06d}"
     assert optimizer.count == state.step
-    for weights in (policy.weights(), optimizer.first, optimizer.second):
-        assert len(weights) == 2
+    assert optimizer.state().keys() == moments(policy.weights()).keys()
+    for weights in (policy.weights(), optimizer.state()):
         for array in weights.values():
             assert (np.array(array) == state.step).all()
     return state.step

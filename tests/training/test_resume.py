@@ -23,7 +23,7 @@ from mlx_sumrl.policy.policy import Policy
 from mlx_sumrl.reporting.progress import SilentProgress
 from mlx_sumrl.reporting.run_folder import RunFolder
 from mlx_sumrl.training.checkpoints import list_checkpoints, load_checkpoint
-from mlx_sumrl.training.optimizer import AdamW
+from mlx_sumrl.training.optimizer import Optimizer
 from mlx_sumrl.training.preparation import prepare
 from mlx_sumrl.training.trainer import Trainer
 from tests.recipes.programs import VOWELS, start, tiny_job, write_options
@@ -131,7 +131,7 @@ def uninterrupted(rewards: Path, tmp_path_factory: pytest.TempPathFactory) -> Un
 def assert_whole(run: Path, policy: Policy) -> None:
     """Whatever carries the name of a finished file or checkpoint is one."""
     for checkpoint in list_checkpoints(run / "checkpoints"):
-        optimizer = AdamW(RunConfig(policy=policy.options).optimizer, seed=0)
+        optimizer = Optimizer(RunConfig(policy=policy.options).optimizer, seed=0)
         assert load_checkpoint(checkpoint, policy, optimizer).step == int(checkpoint.name[5:])
     for path in run.glob("**/*.json"):
         json.loads(path.read_text())
@@ -225,17 +225,31 @@ class PowerCut(SilentProgress):
 
 
 @pytest.mark.parametrize(
-    ("tuning", "dtype", "cuts"),
+    ("tuning", "dtype", "cuts", "optimizer"),
     [
-        pytest.param("lora", "float32", [4, 9], id="lora: in each stage"),
-        pytest.param("dora", "bfloat16", [7, 6], id="dora, stochastic rounding: right after a stage's end"),
+        pytest.param("lora", "float32", [4, 9], {}, id="lora: in each stage"),
         pytest.param(
-            "full", "bfloat16", [1, 11], id="full, stochastic rounding: before the first checkpoint"
+            "dora", "bfloat16", [7, 6], {}, id="dora, stochastic rounding: right after a stage's end"
+        ),
+        pytest.param(
+            "full", "bfloat16", [1, 11], {}, id="full, stochastic rounding: before the first checkpoint"
+        ),
+        pytest.param(
+            "full",
+            "bfloat16",
+            [5, 6],
+            {"kind": "muon", "rounding": "compensated", "moments": "blocks8"},
+            id="full, compensated rounding of muon with 8-bit moments",
         ),
     ],
 )
 def test_dropout_rounding_and_a_new_reference(
-    tuning: str, dtype: str, cuts: list[int], rewards: Path, tmp_path: Path
+    tuning: str,
+    dtype: str,
+    cuts: list[int],
+    optimizer: dict[str, str],
+    rewards: Path,
+    tmp_path: Path,
 ) -> None:
     """Two stages with dropout and a KL term, the second with a new reference: cut off and restored."""
 
@@ -253,7 +267,7 @@ def test_dropout_rounding_and_a_new_reference(
         "runs_dir": str(tmp_path),
         "sft": None,
         "policy": {"tuning": tuning, "dtype": dtype, "lora": {"dropout": 0.1, "rank": 2}},
-        "optimizer": {"learning_rate": 1e-3, "schedule": "cosine", "warmup_steps": 2},
+        "optimizer": {"learning_rate": 1e-3, "schedule": "cosine", "warmup_steps": 2, **optimizer},
         "checkpoint": {"every": 4},
     }
     whole = RunConfig.model_validate(job(rewards, {**changes, "name": "whole"}))

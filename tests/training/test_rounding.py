@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from mlx_sumrl.config import OptimizerConfig
-from mlx_sumrl.training import optimizer as optimizer_module
-from mlx_sumrl.training.optimizer import AdamW, rounded
+from mlx_sumrl.training import moments
+from mlx_sumrl.training.optimizer import Optimizer
+from mlx_sumrl.training.rounding import rounded, written
 
 N = 1 << 17
 LOW = 2.0**-6 + 37 * 2.0**-13  # a bfloat16 number near 0.02
@@ -89,7 +90,7 @@ def test_float32_weights_are_not_rounded() -> None:
 
 def one_step(weights: mx.array, rounding: str, rate: float = 2e-6, seed: int = 0) -> tuple[mx.array, float]:
     """The first step of AdamW is ``rate`` against the gradient's sign; here it goes up everywhere."""
-    optimizer = AdamW(OptimizerConfig(rounding=rounding), seed)
+    optimizer = Optimizer(OptimizerConfig(rounding=rounding), seed)
     updated, report = optimizer.step({"w": weights}, {"w": -mx.ones(weights.shape)}, rate)
     return updated["w"], report.kept_fraction
 
@@ -136,7 +137,7 @@ def test_many_small_steps_arrive() -> None:
     steps, rate, size = 100, 2e-6, 1 << 14
 
     def way(rounding: str) -> float:
-        optimizer = AdamW(OptimizerConfig(rounding=rounding), seed=0)
+        optimizer = Optimizer(OptimizerConfig(rounding=rounding), seed=0)
         weights = {"w": mx.full((size,), LOW, dtype=mx.bfloat16)}
         for _ in range(steps):
             weights, _ = optimizer.step(weights, {"w": -mx.ones((size,))}, rate)
@@ -152,7 +153,7 @@ def test_many_small_steps_arrive() -> None:
 
 
 def test_each_weight_and_each_step_has_its_own_randomness() -> None:
-    optimizer = AdamW(OptimizerConfig(), seed=0)
+    optimizer = Optimizer(OptimizerConfig(), seed=0)
     weights = {name: mx.full((N // 8,), LOW, dtype=mx.bfloat16) for name in ("a", "b")}
     gradients = {name: -mx.ones((N // 8,)) for name in weights}
     moves = []
@@ -165,7 +166,7 @@ def test_each_weight_and_each_step_has_its_own_randomness() -> None:
 
 def test_each_slice_has_its_own_randomness(monkeypatch: pytest.MonkeyPatch) -> None:
     size = N // 8
-    monkeypatch.setattr(optimizer_module, "SLICE", size)
+    monkeypatch.setattr(moments, "SLICE", size)
     weights = mx.full((2, size), LOW, dtype=mx.bfloat16)
     moves = np.array((one_step(weights, "stochastic", rate=0.4 * GAP)[0] != weights).astype(mx.float32))
     assert np.abs(moves.mean(axis=1) - 0.4).max() < 5 * math.sqrt(0.24 / size)
@@ -177,3 +178,50 @@ def test_one_seed_one_run() -> None:
     same = [one_step(start, "stochastic", rate=0.3 * GAP, seed=seed)[0] for seed in (1, 1, 2)]
     assert mx.array_equal(same[0], same[1])
     assert not mx.array_equal(same[0], same[2])
+
+
+def compensated_way(updates: np.ndarray, rounding: str = "compensated") -> tuple[np.ndarray, np.ndarray]:
+    """How far weights near 0.02 moved by updates [steps, n], with and without what the compensation holds."""
+    weight = mx.full(updates.shape[1:], LOW, dtype=mx.bfloat16)
+    held = mx.zeros(updates.shape[1:], dtype=mx.bfloat16)
+    for step, update in enumerate(updates):
+        done = written(weight, held, mx.array(update, dtype=mx.float32), rounding, mx.random.key(step))
+        assert done.compensation is not None
+        before = np.array(weight.astype(mx.float32), np.float64) + np.array(
+            held.astype(mx.float32), np.float64
+        )
+        weight, held = done.weight, done.compensation
+        way = np.array(weight.astype(mx.float32), np.float64) - LOW
+        both = way + np.array(held.astype(mx.float32), np.float64)
+        np.testing.assert_allclose(np.array(done.change), both + LOW - before, atol=1e-12)
+    return way, both
+
+
+def test_a_compensation_keeps_what_the_weight_cannot_take() -> None:
+    """Updates of a sixtieth of a gap, by sums in float64.
+
+    The compensation is at most half of the gap, where its own numbers are GAP / 512 = 2.4e-7 apart: each step's
+    draw is off by at most that, by 0.4 of it on average.
+    """
+    rng = np.random.default_rng(0)
+    updates = rng.normal(loc=1e-6, scale=1e-6, size=(200, 2000))
+    way, both = compensated_way(updates)
+    truth = updates.sum(axis=0)
+    off = 0.5 * GAP / 512 * math.sqrt(200)  # 1.7e-6, on a way of 2e-4
+    assert np.sqrt(np.mean((both - truth) ** 2)) < off
+    assert abs((both - truth).mean()) < 5 * off / math.sqrt(2000)
+    assert np.abs(way - both).max() <= 0.5 * GAP
+
+
+def test_kept_counts_what_a_compensation_holds() -> None:
+    # No weight moves, nothing is lost: 2e-6 has 8 bits of its own in the compensation, 0.2 % off by a draw.
+    weights = mx.full((1000,), LOW, dtype=mx.bfloat16)
+    updated, kept = one_step(weights, "compensated")
+    assert mx.array_equal(updated, weights)
+    assert kept == pytest.approx(1, abs=1e-3)
+
+
+def test_float32_weights_have_no_compensation() -> None:
+    optimizer = Optimizer(OptimizerConfig(rounding="compensated"), seed=0)
+    optimizer.step({"w": mx.ones((3,))}, {"w": mx.ones((3,))}, 0.1)
+    assert set(optimizer.state()) == {"first.w", "second.w"}

@@ -59,6 +59,8 @@ def _normalized(rewards_PG: FloatArray, scale: bool) -> FloatArray:
     count = np.maximum(present.sum(axis=-1, keepdims=True), 1)
     mean = np.where(present, rewards_PG, 0.0).sum(axis=-1, keepdims=True) / count
     centred = np.where(present, rewards_PG - mean, 0.0)
+    # Once more: what rounding left of the mean would be blown up by a small spread.
+    centred = np.where(present, centred - centred.sum(axis=-1, keepdims=True) / count, 0.0)
     flat = _flat(rewards_PG)
     if scale:
         spread = np.sqrt(np.square(centred).sum(axis=-1, keepdims=True) / count)

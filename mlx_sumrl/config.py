@@ -134,6 +134,8 @@ class PolicyConfig(Room):
     lora: LoraConfig = LoraConfig()
     gradient_checkpointing: bool = False
     """Recompute each layer in the backward pass: less memory, about a third more time."""
+    logits_mb: int = Field(default=32, gt=0)
+    """Most of an array of tokens x vocabulary in training, in MB; what exceeds it is worked on in small tiles."""
     trust_remote_code: bool = False
     """Run Python that a model folder brings along."""
 
@@ -259,8 +261,8 @@ class SftConfig(Room):
     """Optimiser steps."""
     batch_size: int = Field(default=16, gt=0)
     """Examples per step."""
-    micro_batch_rows: int = Field(default=16, gt=0)
-    """Rows in one forward and backward pass; the gradient is the same whatever it is."""
+    micro_batch_tokens: int = Field(default=4096, gt=0)
+    """Token positions in one forward and backward pass; the gradient is the same whatever it is."""
     optimizer: SftOptimizerConfig = SftOptimizerConfig()
 
 
@@ -293,8 +295,8 @@ class GrpoConfig(Room):
     """Normalise the weighted sum within the group, or each reward by itself before they are summed."""
     updates_per_rollout: int = Field(default=1, gt=0)
     """Optimiser steps on the same completions."""
-    micro_batch_rows: int = Field(default=16, gt=0)
-    """Completions in one forward and backward pass; the gradient is the same whatever it is."""
+    micro_batch_tokens: int = Field(default=4096, gt=0)
+    """Token positions in one forward and backward pass; the gradient is the same whatever it is."""
     share_prompt: bool = True
     """Compute a prompt once for all completions of its group; off, once for each (the same, slower)."""
 

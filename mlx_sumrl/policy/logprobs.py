@@ -1,7 +1,8 @@
 """Log-probabilities of completions under the policy, by teacher forcing: the plain path.
 
 Every row is its own prompt followed by its own completion, padded on the right. Causal attention and causal
-convolutions never look to the right, so padding needs no mask. Later, faster paths are tested equal to this one.
+convolutions never look to the right, so padding needs no mask. The path that trains (`mlx_sumrl.policy.blocks`)
+is tested equal to this one.
 """
 
 from __future__ import annotations
@@ -15,9 +16,6 @@ import numpy as np
 
 from mlx_sumrl.policy import mlx_internals
 from mlx_sumrl.rollouts.filters import filtered_logits
-
-HEAD_TOKENS = 512
-"""Completion tokens whose logits live at once; a chunk's are computed again in the backward pass."""
 
 
 @dataclass(frozen=True)
@@ -64,61 +62,23 @@ def token_batch(
 
 
 def completion_logprobs(
-    model: nn.Module,
-    batch: TokenBatch,
-    *,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    top_k: int = 0,
-    checkpointing: bool = False,
+    model: nn.Module, batch: TokenBatch, *, temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0
 ) -> mx.array:
     """log p(token) [B, T] float32 of every completion token under the sampling distribution; 0 at padding.
 
     With a filter, the token itself always counts as kept, so that a policy that has moved on gives it a finite
-    value; a fresh policy gives exactly what the sampler did. ``checkpointing`` keeps only each block's input for
-    the backward pass.
+    value; a fresh policy gives exactly what the sampler did.
     """
-    with mlx_internals.checkpointed_layers(model, checkpointing):
-        hidden_BLD = mlx_internals.backbone(model, batch.tokens_BL)
+    B, T = batch.targets_BT.shape
+    hidden_BLD = mlx_internals.backbone(model, batch.tokens_BL)
     hidden_BTD = mx.take_along_axis(hidden_BLD, batch.positions_BT[..., None], axis=1)
-    logprobs_BT = token_logprobs(
-        model, hidden_BTD, batch.targets_BT, temperature=temperature, top_p=top_p, top_k=top_k
+    targets_N = batch.targets_BT.reshape(-1)
+    logits_NV = filtered_logits(
+        mlx_internals.head(model, hidden_BTD.reshape(B * T, -1)),
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        keep=targets_N,
     )
-    return logprobs_BT * batch.mask_BT
-
-
-def token_logprobs(
-    model: nn.Module,
-    hidden_BTD: mx.array,
-    targets_BT: mx.array,
-    *,
-    temperature: float,
-    top_p: float,
-    top_k: int,
-) -> mx.array:
-    """log p(target) [B, T] float32 from final hidden states; logits live `HEAD_TOKENS` tokens at a time."""
-    B, T = targets_BT.shape
-    hidden_ND, targets_N = hidden_BTD.reshape(B * T, -1), targets_BT.reshape(-1)
-    # mx.checkpoint takes gradients to all of its arguments and to nothing else: the head's weights have to be
-    # among them, and the targets must not.
-    weights = mlx_internals.head_weights(model)
-
-    def chunk(start: int) -> mx.array:
-        targets = targets_N[start : start + HEAD_TOKENS]
-
-        def logprobs(weights: object, hidden: mx.array) -> mx.array:
-            model.update(weights)
-            logits = filtered_logits(
-                mlx_internals.head(model, hidden),
-                temperature=temperature,
-                top_p=top_p,
-                top_k=top_k,
-                keep=targets,
-            )
-            chosen = mx.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-            return chosen - mx.logsumexp(logits, axis=-1)
-
-        result: mx.array = mx.checkpoint(logprobs)(weights, hidden_ND[start : start + HEAD_TOKENS])
-        return result
-
-    return mx.concatenate([chunk(start) for start in range(0, B * T, HEAD_TOKENS)]).reshape(B, T)
+    chosen_N = mx.take_along_axis(logits_NV, targets_N[:, None], axis=-1)[:, 0]
+    return (chosen_N - mx.logsumexp(logits_NV, axis=-1)).reshape(B, T) * batch.mask_BT

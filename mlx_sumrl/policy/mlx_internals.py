@@ -1,14 +1,16 @@
 """Everything that touches mlx-lm's internals: this module is the only one that does.
 
 mlx-lm renames things between minor versions; what is used of it here is what pyproject.toml pins. Callers see
-five things: a model folder loaded, the backbone apart from the head, linear layers turned into adapters, a
-prompt's cache spread over a batch of completions, and layers that are recomputed in the backward pass.
+four things: a model folder loaded, the backbone apart from the head, linear layers turned into adapters, and a
+prompt's cache spread over a batch of completions.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,16 @@ from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm.utils import load_model as mlx_lm_load_model
 
 from mlx_sumrl.errors import UserError
-from mlx_sumrl.policy.prefix_cache import PrefixCache, PrefixState
 
 ADAPTER_MODULES = (LoRALinear, DoRALinear)
 ADAPTER_LEAVES = ("lora_a", "lora_b", "m")
 LINEAR_MODULES = (nn.Linear, nn.QuantizedLinear)
+ATTENTION = "scaled_dot_product_attention"
+"""Name under which mlx-lm's model modules look attention up."""
+Attend = Callable[[mx.array, mx.array, mx.array, Any, float], mx.array]
+"""From queries, keys, values, the layer's cache and the scale to what the queries see."""
+HEAD_ROWS = 16_384
+"""Vocabulary whose weights the head holds in float32 at once, where they are kept in another type."""
 
 
 def named_arrays(tree: Any) -> dict[str, mx.array]:
@@ -65,17 +72,75 @@ def head(model: nn.Module, hidden: mx.array) -> mx.array:
     The product itself is done in float32: rounded to bfloat16, a logit near 20 is off by up to 0.06.
     """
     hidden = hidden.astype(mx.float32)
-    logits: mx.array = (
-        model.lm_head(hidden) if "lm_head" in model else model.model.embed_tokens.as_linear(hidden)
-    )
-    return logits.astype(mx.float32)
+    dense = dense_head(model)
+    if dense is not None and dense.weight.dtype != mx.float32:
+        # A range of the vocabulary at a time: no float32 copy of the whole matrix.
+        logits = mx.concatenate(
+            [
+                hidden @ dense.weight[start : start + HEAD_ROWS].astype(mx.float32).T
+                for start in range(0, dense.weight.shape[0], HEAD_ROWS)
+            ],
+            axis=-1,
+        )
+        logits = logits if dense.bias is None else logits + dense.bias.astype(mx.float32)
+    else:
+        module = _head_module(model)
+        logits = module.as_linear(hidden) if hasattr(module, "as_linear") else module(hidden)
+        logits = logits.astype(mx.float32)
+    cap = soft_cap(model)
+    return logits if cap is None else cap * mx.tanh(logits / cap)
+
+
+@dataclass(frozen=True)
+class DenseHead:
+    """A head that is one plain matrix."""
+
+    weight: mx.array
+    """[V, D]"""
+    bias: mx.array | None
+    """[V]"""
+
+
+def dense_head(model: nn.Module) -> DenseHead | None:
+    """The head's matrix; None for one with adapters or quantised."""
+    module = _head_module(model)
+    if type(module) not in (nn.Linear, nn.Embedding):
+        return None
+    return DenseHead(module.weight, module.get("bias"))
+
+
+def head_is_trained(model: nn.Module) -> bool:
+    """Whether any weight of the head is."""
+    return bool(_head_module(model).trainable_parameters())
 
 
 def head_weights(model: nn.Module) -> dict[str, Any]:
     """The trainable weights that `head` uses, as a tree for ``model.update``."""
-    if "lm_head" in model:
-        return {"lm_head": model.lm_head.trainable_parameters()}
-    return {"model": {"embed_tokens": model.model.embed_tokens.trainable_parameters()}}
+    trainable = _head_module(model).trainable_parameters()
+    return {"lm_head": trainable} if "lm_head" in model else {"model": {"embed_tokens": trainable}}
+
+
+def head_names(model: nn.Module) -> list[str]:
+    """Names in the model of a plain head's weight and, where there is one, bias."""
+    path = "lm_head" if "lm_head" in model else "model.embed_tokens"
+    return [f"{path}.{leaf}" for leaf in ("weight", "bias") if leaf in _head_module(model)]
+
+
+def soft_cap(model: nn.Module) -> float | None:
+    """c where logits are c tanh(logits / c), as in Gemma 2."""
+    cap = getattr(model, "final_logit_softcapping", None)
+    return None if cap is None else float(cap)
+
+
+def vocabulary(model: nn.Module) -> int:
+    """V, the number of logits."""
+    embedding = model.model.embed_tokens
+    return int(getattr(embedding, "embedding", embedding).weight.shape[0])
+
+
+def _head_module(model: nn.Module) -> nn.Module:
+    module: nn.Module = model.lm_head if "lm_head" in model else model.model.embed_tokens
+    return module
 
 
 def check_split(model: nn.Module, source: str) -> None:
@@ -98,6 +163,28 @@ def check_split(model: nn.Module, source: str) -> None:
             f"{source}: this model family does more after its last norm than a head (scaling or capping of "
             "logits) and is not supported; tested families: qwen2, qwen3, llama, phi3, lfm2"
         )
+
+
+@contextmanager
+def attention_by(layer: nn.Module, attend: Attend) -> Iterator[None]:
+    """Inside, the block's attention calls ``attend`` in place of mlx-lm's; put back whatever happens.
+
+    mlx-lm's calls a kernel that cannot read a prompt's keys where they are. Each family's module looks the
+    function up by its name.
+    """
+    module = sys.modules[type(layer).__module__]
+    original = getattr(module, ATTENTION)
+
+    def replacement(
+        queries: mx.array, keys: mx.array, values: mx.array, cache: Any, scale: float, mask: Any, **rest: Any
+    ) -> mx.array:
+        return attend(queries, keys, values, cache, scale)
+
+    setattr(module, ATTENTION, replacement)
+    try:
+        yield
+    finally:
+        setattr(module, ATTENTION, original)
 
 
 def linear_names(model: nn.Module) -> list[str]:
@@ -284,75 +371,6 @@ def spread(
         else:
             spread_caches.append(BatchState(layer, repeats))
     return spread_caches
-
-
-def run_group(
-    model: nn.Module, prompt_1L: mx.array, completions_GT: mx.array, checkpointing: bool
-) -> tuple[mx.array, mx.array]:
-    """Final hidden states of a prompt [1, L, D] and of completions that follow it [G, T, D], after the last norm.
-
-    Block by block, the prompt first; completions see all of it and their own past.
-    """
-    inner = model.model
-    norm = inner.norm if "norm" in inner else inner.embedding_norm
-    prompt, completions = inner.embed_tokens(prompt_1L), inner.embed_tokens(completions_GT)
-    G, T = completions_GT.shape
-    for layer in model.layers:
-        # Masks are causal; "causal" with more keys than queries aligns the last of both, as it has to be here.
-        attends = getattr(layer, "is_attention_layer", True)
-
-        def block(
-            weights: Any, prompt: mx.array, completions: mx.array, layer: Any = layer, attends: bool = attends
-        ) -> Any:
-            layer.update(weights)
-            kind: type[PrefixCache] | type[PrefixState] = PrefixCache if attends else PrefixState
-            recorded: Any = kind()
-            prompt = layer(prompt, "causal" if attends else None, cache=recorded)
-            if T > 0:
-                completions = layer(completions, "causal" if attends else None, cache=kind(recorded, G))
-            return prompt, completions
-
-        run = mx.checkpoint(block) if checkpointing else block
-        prompt, completions = run(layer.trainable_parameters(), prompt, completions)
-    return norm(prompt), norm(completions)
-
-
-@contextmanager
-def checkpointed_layers(model: nn.Module, active: bool) -> Iterator[None]:
-    """Inside, each block keeps only its input for the backward pass and computes the rest again.
-
-    The blocks' class is changed for the time being and put back at the end, whatever happens; entering twice
-    raises RuntimeError rather than recomputing twice.
-    """
-    if not active:
-        yield
-        return
-    classes = {type(layer) for layer in model.layers}
-    originals: dict[type, Callable[..., Any]] = {}
-    for cls in classes:
-        original = cls.__call__
-        if getattr(original, "recomputes", False):
-            raise RuntimeError(f"{cls.__name__} is checkpointed already")
-        originals[cls] = original
-    try:
-        for cls, original in originals.items():
-            cls.__call__ = _recomputing(original)  # type: ignore[method-assign]
-        yield
-    finally:
-        for cls, original in originals.items():
-            cls.__call__ = original  # type: ignore[method-assign]
-
-
-def _recomputing(original: Callable[..., Any]) -> Callable[..., Any]:
-    def call(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        def forward(parameters: Any, *args: Any, **kwargs: Any) -> Any:
-            layer.update(parameters)
-            return original(layer, *args, **kwargs)
-
-        return mx.checkpoint(forward)(layer.trainable_parameters(), *args, **kwargs)
-
-    call.recomputes = True  # type: ignore[attr-defined]
-    return call
 
 
 def _first_line(error: BaseException) -> str:

@@ -72,6 +72,18 @@ class Policy:
                 )
         self.model.update(tree_unflatten(list(weights.items())))
 
+    def take_weight(self, name: str) -> mx.array:
+        """Hand a trainable weight over; until `set_weight` the model has an empty array in its place."""
+        array: mx.array = self.model
+        for step in name.split("."):
+            array = array[int(step) if isinstance(array, list) else step]
+        self.set_weight(name, mx.zeros((0,)))
+        return array
+
+    def set_weight(self, name: str, array: mx.array) -> None:
+        """Replace one trainable weight by an array of its shape."""
+        self.model.update(tree_unflatten([(name, array)]))
+
     def snapshot(self) -> Weights:
         """A copy of the trainable weights that later steps do not touch."""
         copies = {name: mx.array(array) for name, array in self.weights().items()}

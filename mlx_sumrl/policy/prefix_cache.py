@@ -6,30 +6,25 @@ They answer to what mlx-lm's blocks ask of a cache (``offset``, ``update_and_fet
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import mlx.core as mx
 
 
 class PrefixCache:
-    """Keys and values of a prompt that completions attend to, as plain arrays in one graph with both.
+    """Keys and values of one attention layer: those of a prompt, behind which rows begin, and the rows' own."""
 
-    With no prefix it records: the prompt runs through first, and `keys` and `values` are then its own.
-    """
-
-    def __init__(self, prefix: PrefixCache | None = None, rows: int = 1) -> None:
-        self.prefix, self.rows = prefix, rows
-        self.offset = 0 if prefix is None else prefix.keys.shape[2]
+    def __init__(self, before: Sequence[mx.array], rows: int) -> None:
+        self.before = (before[0], before[1]) if before else None
+        """Keys and values [1, H, L, E] of the prompt; attention reads them where they are."""
+        self.offset = before[0].shape[2] if before else 0
+        self.recorded: list[mx.array] = []
+        """The rows' own keys and values [B, H, T, E]."""
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Keys and values [B, H, L, D] with those of the prefix before them."""
-        if self.prefix is None:
-            self.keys, self.values = keys, values
-            return keys, values
-        spread = (self.rows, *self.prefix.keys.shape[1:])
-        spread_values = (self.rows, *self.prefix.values.shape[1:])
-        return (
-            mx.concatenate([mx.broadcast_to(self.prefix.keys, spread), keys], axis=2),
-            mx.concatenate([mx.broadcast_to(self.prefix.values, spread_values), values], axis=2),
-        )
+        """The keys and values themselves."""
+        self.recorded = [keys, values]
+        return keys, values
 
 
 class PrefixState:
@@ -37,16 +32,17 @@ class PrefixState:
 
     lengths = None
 
-    def __init__(self, prefix: PrefixState | None = None, rows: int = 1) -> None:
-        self.state: mx.array | None = None
-        if prefix is not None and prefix.state is not None:
-            self.state = mx.broadcast_to(prefix.state, (rows, *prefix.state.shape[1:]))
+    def __init__(self, before: Sequence[mx.array], rows: int) -> None:
+        self.recorded: list[mx.array] = []
+        """The state [B, K - 1, D] after the rows."""
+        if before:
+            self.recorded = [mx.broadcast_to(before[0], (rows, *before[0].shape[1:]))]
 
     def __getitem__(self, index: int) -> mx.array | None:
-        return self.state
+        return self.recorded[0] if self.recorded else None
 
     def __setitem__(self, index: int, value: mx.array) -> None:
-        self.state = value
+        self.recorded = [value]
 
     def advance(self, n: int) -> None:
         """Nothing to count: the state has no positions."""

@@ -1,23 +1,37 @@
 """Gradients of a whole batch, one micro-batch at a time.
 
 Invariant: the loss of a micro-batch is its share of the batch's (divided by numbers of the whole batch), so the
-shares, their gradients and their metrics simply add up; no micro-batch's graph outlives it.
+shares, their gradients and their metrics simply add up. The weights are left as they were, whatever happens.
+
+Two ways to the same gradient. `batch_gradient` differentiates a micro-batch as one graph and keeps what the
+blocks computed. With ``policy.gradient_checkpointing`` it goes block by block (`mlx_sumrl.training.layerwise`),
+keeps only what each block read, and computes the rest a second time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import mlx.core as mx
 from mlx.utils import tree_unflatten
 
+from mlx_sumrl.policy.blocks import packed_logprobs
+from mlx_sumrl.policy.head import HeadOptions
+from mlx_sumrl.policy.packing import PackedRows
 from mlx_sumrl.policy.policy import Policy, Weights
 
-B = TypeVar("B")
 Share = tuple[mx.array, dict[str, mx.array]]
 """A micro-batch's share of the loss, and sums for the metrics."""
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Rows that go through the model together, and what their log-probabilities cost."""
+
+    rows: PackedRows
+    share: Callable[[mx.array], Share]
+    """From log-probabilities [B, T], 0 at padding."""
 
 
 @dataclass(frozen=True)
@@ -26,38 +40,55 @@ class BatchGradient:
 
     loss: float
     gradients: Weights
-    """In the type of the weights' gradients; accumulated in float32 when there is more than one micro-batch."""
+    """In the type of the weights' gradients; one graph at a time adds several of them up in float32."""
     sums: dict[str, float]
 
 
-def batch_gradient(policy: Policy, micro_batches: Iterable[B], share: Callable[[B], Share]) -> BatchGradient:
-    """Loss and gradients with respect to the trainable weights, added up over the micro-batches.
+def batch_gradient(
+    policy: Policy, micro_batches: Sequence[MicroBatch], options: HeadOptions
+) -> BatchGradient:
+    """Loss and gradients with respect to the trainable weights, added up over the micro-batches."""
+    from mlx_sumrl.training.layerwise import layerwise_gradient
 
-    ``share`` computes a micro-batch's share with ``policy.model``. The weights are left as they were, whatever
-    happens.
-    """
-    model, weights = policy.model, policy.weights()
-
-    def forward(weights: Weights, micro_batch: B) -> Share:
-        model.update(tree_unflatten(list(weights.items())))
-        return share(micro_batch)
-
-    loss, sums, total = 0.0, dict[str, float](), dict[str, mx.array]()
-    model.train()
+    weights = policy.weights()
+    policy.model.train()
     try:
-        for micro_batch in micro_batches:
-            # A copy: MLX swaps traced arrays into the dictionary it is given, and leaves them there on an error.
-            (value, metrics), gradients = mx.value_and_grad(forward)(dict(weights), micro_batch)
-            if total:
-                gradients = {
-                    name: total[name].astype(mx.float32) + array for name, array in gradients.items()
-                }
-            mx.eval(value, metrics, gradients)
-            total = gradients
-            loss += float(value.item())  # type: ignore[arg-type]
-            for name, array in metrics.items():
-                sums[name] = sums.get(name, 0.0) + float(array.item())  # type: ignore[arg-type]
+        if policy.options.gradient_checkpointing and micro_batches:
+            return layerwise_gradient(policy.model, micro_batches, options)
+        return _by_graph(policy, weights, micro_batches, options)
     finally:
         policy.set_weights(weights)  # tracing leaves its own arrays in the model
-        model.eval()
+        policy.model.eval()
+
+
+def _by_graph(
+    policy: Policy, weights: Weights, micro_batches: Sequence[MicroBatch], options: HeadOptions
+) -> BatchGradient:
+    model = policy.model
+
+    def forward(weights: Weights, micro_batch: MicroBatch) -> Share:
+        model.update(tree_unflatten(list(weights.items())))
+        return micro_batch.share(packed_logprobs(model, micro_batch.rows, options))
+
+    loss, sums, total = 0.0, dict[str, float](), dict[str, mx.array]()
+    for micro_batch in micro_batches:
+        # A copy: MLX swaps traced arrays into the dictionary it is given, and leaves them there on an error.
+        (value, metrics), gradients = mx.value_and_grad(forward)(dict(weights), micro_batch)
+        if total:
+            gradients = {name: total[name].astype(mx.float32) + array for name, array in gradients.items()}
+        mx.eval(value, metrics, gradients)
+        total = gradients
+        loss += number(value)
+        add_sums(sums, metrics)
     return BatchGradient(loss, total, sums)
+
+
+def add_sums(sums: dict[str, float], metrics: dict[str, mx.array]) -> None:
+    """Add a micro-batch's sums to those of the batch."""
+    for name, array in metrics.items():
+        sums[name] = sums.get(name, 0.0) + number(array)
+
+
+def number(array: mx.array) -> float:
+    """A scalar array as a float."""
+    return float(array.item())  # type: ignore[arg-type]

@@ -18,7 +18,7 @@ from mlx_sumrl.policy.policy import Weights
 from mlx_sumrl.training.blocks8 import BLOCK, block_count, decode, encode
 from mlx_sumrl.training.rounding import rounded
 
-SLICE = 1 << 20
+SLICE = 1 << 18
 """Elements of a weight updated at once; a slice needs about a dozen float32 copies of itself."""
 
 WAY_OUT = "go on with the optimizer.kind and optimizer.moments that it was made with, or begin a new run"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import mlx.core as mx
 
@@ -17,7 +18,7 @@ from mlx_sumrl.config import OptimizerConfig
 from mlx_sumrl.errors import UserError
 from mlx_sumrl.policy.policy import Weights
 from mlx_sumrl.training.matrix_rules import Adafactor, Muon
-from mlx_sumrl.training.moments import WAY_OUT, Part, put
+from mlx_sumrl.training.moments import WAY_OUT, Part, flat_slices, put
 from mlx_sumrl.training.rounding import written
 from mlx_sumrl.training.rules import AdamW, Lion, Rule
 
@@ -40,6 +41,33 @@ class UpdateReport:
     nothing is lost to rounding, 0 when all is. What a compensation holds counts as written."""
 
 
+class WeightHolder(Protocol):
+    """What holds the weights that are moved: a policy."""
+
+    def take_weight(self, name: str) -> mx.array:
+        """Hand a weight over; until it is set again the holder is without it."""
+        ...
+
+    def set_weight(self, name: str, array: mx.array) -> None:
+        """Take a new weight of the same shape."""
+        ...
+
+
+@dataclass(frozen=True)
+class HeldWeights:
+    """Weights in a dictionary."""
+
+    weights: Weights
+
+    def take_weight(self, name: str) -> mx.array:
+        """Another array of the same numbers: whoever else has the weight keeps it as it is."""
+        return mx.array(self.weights[name])
+
+    def set_weight(self, name: str, array: mx.array) -> None:
+        """Keep it."""
+        self.weights[name] = array
+
+
 class Optimizer:
     """The optimiser that its options describe; weight decay is decoupled and on matrices only.
 
@@ -55,7 +83,13 @@ class Optimizer:
         self._state: Weights = {}
 
     def step(self, weights: Weights, gradients: Weights, rate: float) -> tuple[Weights, UpdateReport]:
-        """New weights from weights and gradients of the same names and shapes; moves the state on.
+        """New weights from weights and gradients of the same names and shapes; moves the state on."""
+        held = HeldWeights(dict(weights))
+        report = self.move(held, {name: gradients[name] for name in weights}, rate)
+        return held.weights, report
+
+    def move(self, holder: WeightHolder, gradients: Weights, rate: float, scale: float = 1.0) -> UpdateReport:
+        """The same in place; ``gradients`` are used up, ``scale`` multiplies them first, for clipping.
 
         Weights are finished one by one and in slices, so that neither a second copy of the model nor float32
         temporaries as large as an embedding ever live.
@@ -63,43 +97,48 @@ class Optimizer:
         rule = RULES[self.options.kind](self.options)
         self._check_state(rule)
         self.count += 1
-        keys = mx.random.split(mx.random.key(self.seed * 1_000_003 + self.count), len(weights))
-        updated: Weights = {}
+        keys = mx.random.split(mx.random.key(self.seed * 1_000_003 + self.count), len(gradients))
         wanted_squared, kept = mx.array(0.0), mx.array(0.0)
-        for key, (name, weight) in zip(keys, weights.items(), strict=True):
-            new, gradient = weight.reshape(-1), gradients[name].reshape(-1)
-            compensation = self._compensation(name, weight)
-            decay = self.options.weight_decay if weight.ndim >= 2 else 0.0
-            slices = rule.slices(name, weight.shape)
-            for index, (flat, slice_key) in enumerate(
-                zip(slices, mx.random.split(key, len(slices)), strict=True)
-            ):
-                rule_key, write_key = mx.random.split(slice_key)
-                part = Part(name, weight.shape, flat, index, self.count, rate)
-                wanted = rule.wanted(part, gradient[flat].astype(mx.float32), self._state, rule_key)
-                if decay:
-                    wanted = wanted - rate * decay * new[flat].astype(mx.float32)
-                # No name for these slices: what holds one when the arrays are written to has them copied.
-                done = written(
-                    new[flat],
-                    None if compensation is None else compensation[flat],
-                    wanted,
-                    self.options.rounding,
-                    write_key,
-                )
-                kept, wanted_squared = (
-                    kept + (done.change * wanted).sum(),
-                    wanted_squared + mx.square(wanted).sum(),
-                )
-                mx.eval(kept, wanted_squared, [array for array in done if array is not None])
-                put(new, flat, done.weight)
-                if compensation is not None and done.compensation is not None:
-                    put(compensation, flat, done.compensation)
-            moved = [self._state[key] for key in self._names(rule, name) if key in self._state]
-            mx.eval(new, kept, wanted_squared, moved)
-            updated[name] = new.reshape(weight.shape)
+        for key, name in zip(keys, list(gradients), strict=True):
+            gradient = gradients.pop(name).reshape(-1)
+            # Taken, so that nobody else holds it and slices are written where they are.
+            new = holder.take_weight(name)
+            shape = new.shape
+            new = new.reshape(-1)
+            try:
+                compensation = self._compensation(name, new)
+                decay = self.options.weight_decay if len(shape) >= 2 else 0.0
+                slices = rule.slices(name, shape)
+                for index, (flat, slice_key) in enumerate(
+                    zip(slices, mx.random.split(key, len(slices)), strict=True)
+                ):
+                    rule_key, write_key = mx.random.split(slice_key)
+                    part = Part(name, shape, flat, index, self.count, rate)
+                    asked = gradient[flat].astype(mx.float32)
+                    asked = asked if scale == 1 else asked * scale
+                    wanted = rule.wanted(part, asked, self._state, rule_key)
+                    if decay:
+                        wanted = wanted - rate * decay * new[flat].astype(mx.float32)
+                    # No name for these slices: what holds one when the arrays are written to has them copied.
+                    done = written(
+                        new[flat],
+                        None if compensation is None else compensation[flat],
+                        wanted,
+                        self.options.rounding,
+                        write_key,
+                    )
+                    kept = kept + (done.change * wanted).sum()
+                    wanted_squared = wanted_squared + mx.square(wanted).sum()
+                    mx.eval(kept, wanted_squared, [array for array in done if array is not None])
+                    put(new, flat, done.weight)
+                    if compensation is not None and done.compensation is not None:
+                        put(compensation, flat, done.compensation)
+                moved = [self._state[key] for key in self._names(rule, name) if key in self._state]
+                mx.eval(new, kept, wanted_squared, moved)
+            finally:
+                holder.set_weight(name, new.reshape(shape))
         total = float(wanted_squared.item())  # type: ignore[arg-type]
-        return updated, UpdateReport(kept_fraction=float(kept.item()) / total if total > 0 else 1.0)  # type: ignore[arg-type]
+        return UpdateReport(kept_fraction=float(kept.item()) / total if total > 0 else 1.0)  # type: ignore[arg-type]
 
     def state(self) -> Weights:
         """Flat arrays, ``first.NAME`` and so on; the count is `count`."""
@@ -135,11 +174,14 @@ class Optimizer:
                 raise UserError(f"the optimiser's saved state has {name} as {array.dtype}; {WAY_OUT}")
 
 
-def clipped(gradients: Weights, max_norm: float) -> tuple[Weights, float]:
-    """Gradients scaled down to a global L2 norm of ``max_norm``, and their norm before, as float32."""
-    squares = [mx.square(array.astype(mx.float32)).sum() for array in gradients.values()]
-    norm = float(mx.sqrt(mx.stack(squares).sum()).item())  # type: ignore[arg-type]
-    if not norm > max_norm:  # nor when it is NaN: the caller skips the update
-        return gradients, norm
-    scale = max_norm / norm
-    return {name: array * scale for name, array in gradients.items()}, norm
+def clip_scale(gradients: Weights, max_norm: float) -> tuple[float, float]:
+    """What to multiply gradients with for a global L2 norm of at most ``max_norm``, and their norm, in float32."""
+    total = mx.array(0.0)
+    for array in gradients.values():
+        flat = array.reshape(-1)
+        for part in flat_slices(flat.size):
+            total = total + mx.square(flat[part].astype(mx.float32)).sum()
+            mx.eval(total)
+    norm = float(mx.sqrt(total).item())  # type: ignore[arg-type]
+    # Not where it is NaN: the caller skips the update.
+    return (max_norm / norm if norm > max_norm else 1.0), norm

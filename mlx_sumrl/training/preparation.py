@@ -14,7 +14,6 @@ from mlx_sumrl.data.example import Example
 from mlx_sumrl.data.examples import Which, config_rows, load_examples
 from mlx_sumrl.errors import UserError
 from mlx_sumrl.policy.loading import load_policy
-from mlx_sumrl.policy.logprobs import HEAD_TOKENS
 from mlx_sumrl.policy.policy import Policy
 from mlx_sumrl.policy.tiny import make_tiny_model
 from mlx_sumrl.reporting.memory_estimate import describe, estimate_peak, machine_memory
@@ -91,7 +90,7 @@ def memory_sentence(config: RunConfig, policy: Policy) -> str:
         dtype=options.dtype,
         prompt_tokens=config.data.max_prompt_tokens,
         completion_tokens=config.sampling.max_tokens,
-        micro_batch_rows=min(config.grpo.micro_batch_rows, config.grpo.group_size),
+        micro_batch_rows=config.grpo.group_size,
         shared_prompt=config.grpo.share_prompt,
         gradient_checkpointing=options.gradient_checkpointing,
         sampler_rows=min(config.sampling.max_rows, config.grpo.prompts_per_step * config.grpo.group_size),
@@ -99,7 +98,7 @@ def memory_sentence(config: RunConfig, policy: Policy) -> str:
         micro_batches=config.grpo.prompts_per_step,
         lora_rank=options.lora.rank,
         lora_layers=options.lora.layers,
-        head_tokens=HEAD_TOKENS,
+        head_tokens=options.logits_mb * 1_000_000 // 4 // policy.vocabulary + 1,
         optimizer=optimizer.kind,
         moments=optimizer.moments,
         compensated=optimizer.rounding == "compensated",

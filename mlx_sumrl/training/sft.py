@@ -5,17 +5,17 @@ The loss is the mean over all answer tokens of the batch, so that it does not de
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-
-import mlx.core as mx
 
 from mlx_sumrl.data.answers import answer_ids
 from mlx_sumrl.data.example import Example
 from mlx_sumrl.errors import UserError
-from mlx_sumrl.policy.logprobs import TokenBatch, completion_logprobs, token_batch
+from mlx_sumrl.policy.blocks import packed_logprobs
+from mlx_sumrl.policy.head import HeadOptions
+from mlx_sumrl.policy.packing import PackedRows, Row, micro_batches, pack
 from mlx_sumrl.policy.policy import Policy
-from mlx_sumrl.training.gradient import BatchGradient, Share, batch_gradient
+from mlx_sumrl.training.gradient import BatchGradient, MicroBatch, batch_gradient
 
 
 def with_answers(examples: Sequence[Example], column: str | None) -> Sequence[Example]:
@@ -34,38 +34,40 @@ def with_answers(examples: Sequence[Example], column: str | None) -> Sequence[Ex
     return answered
 
 
-def sft_gradient(policy: Policy, examples: Sequence[Example], micro_batch_rows: int) -> BatchGradient:
+def sft_gradient(policy: Policy, examples: Sequence[Example], micro_batch_tokens: int) -> BatchGradient:
     """Mean cross-entropy in nats per answer token of these examples, and its gradient."""
-    pairs = [
+    rows = _rows(policy, examples)
+    tokens = sum(len(answer) for _, answer in rows)
+
+    def batch(packed: PackedRows) -> MicroBatch:
+        return MicroBatch(
+            packed, lambda logprobs: (-logprobs.sum() / tokens, {"tokens": packed.mask_BT.sum()})
+        )
+
+    return batch_gradient(policy, [batch(p) for p in _packed(rows, micro_batch_tokens)], _head(policy))
+
+
+def sft_loss(policy: Policy, examples: Sequence[Example], micro_batch_tokens: int) -> float:
+    """Mean cross-entropy in nats per answer token, without a gradient."""
+    rows = _rows(policy, examples)
+    total = 0.0
+    for packed in _packed(rows, micro_batch_tokens):
+        logprobs_BT = packed_logprobs(policy.model, packed, _head(policy), differentiable=False)
+        total -= float(logprobs_BT.sum().item())  # type: ignore[arg-type]
+    return total / max(sum(len(answer) for _, answer in rows), 1)
+
+
+def _rows(policy: Policy, examples: Sequence[Example]) -> list[Row]:
+    return [
         (example.prompt_ids, answer_ids(policy.tokenizer, example.reference, policy.stop_id))
         for example in examples
     ]
-    tokens = sum(len(answer) for _, answer in pairs)
-    # Rows of like length side by side leave less padding; the sum does not mind the order.
-    pairs.sort(key=lambda pair: len(pair[0]) + len(pair[1]))
-
-    def micro_batches() -> Iterator[TokenBatch]:
-        for start in range(0, len(pairs), micro_batch_rows):
-            part = pairs[start : start + micro_batch_rows]
-            yield token_batch([prompt for prompt, _ in part], [answer for _, answer in part])
-
-    def share(batch: TokenBatch) -> Share:
-        logprobs_BT = completion_logprobs(
-            policy.model, batch, checkpointing=policy.options.gradient_checkpointing
-        )
-        return -logprobs_BT.sum() / tokens, {"tokens": batch.mask_BT.sum()}
-
-    return batch_gradient(policy, micro_batches(), share)
 
 
-def sft_loss(policy: Policy, examples: Sequence[Example], micro_batch_rows: int) -> float:
-    """Mean cross-entropy in nats per answer token, without a gradient."""
-    total, tokens = mx.array(0.0), 0
-    for start in range(0, len(examples), micro_batch_rows):
-        part = examples[start : start + micro_batch_rows]
-        answers = [answer_ids(policy.tokenizer, example.reference, policy.stop_id) for example in part]
-        batch = token_batch([example.prompt_ids for example in part], answers)
-        total = total - completion_logprobs(policy.model, batch).sum()
-        tokens += sum(len(answer) for answer in answers)
-        mx.eval(total)
-    return float(total.item()) / max(tokens, 1)  # type: ignore[arg-type]
+def _packed(rows: Sequence[Row], tokens: int) -> list[PackedRows]:
+    # Prompts are hardly ever alike here, and rows of like length then share a micro-batch.
+    return [pack([rows[i] for i in part], False) for part in micro_batches(rows, False, tokens)]
+
+
+def _head(policy: Policy) -> HeadOptions:
+    return HeadOptions(budget=policy.options.logits_mb * 1_000_000)

@@ -83,7 +83,7 @@ class Trainer:
 
         def step() -> Metrics:
             batch = self._batch(examples, options.batch_size)
-            gradient = sft_gradient(self.policy, batch, options.micro_batch_rows)
+            gradient = sft_gradient(self.policy, batch, options.micro_batch_tokens)
             rate = learning_rate(options.optimizer, self.state.phase_step, options.steps)
             return {**self._update(gradient, rate), "tokens": gradient.sums.get("tokens", 0.0)}
 

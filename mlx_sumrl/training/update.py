@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from mlx_sumrl.errors import UserError
 from mlx_sumrl.policy.policy import Policy
 from mlx_sumrl.training.gradient import BatchGradient
-from mlx_sumrl.training.optimizer import Optimizer, clipped
+from mlx_sumrl.training.optimizer import Optimizer, clip_scale
 
 
 @dataclass
@@ -36,17 +36,17 @@ def apply_update(
 ) -> dict[str, float]:
     """Move the policy one step, or leave it alone when something is not finite. Metrics of the step.
 
-    An empty gradient (no completion taught anything) moves nothing either, and is not counted as bad.
+    An empty gradient (no completion taught anything) moves nothing either, and is not counted as bad. The
+    gradient is used up.
     """
     metrics = {"loss": gradient.loss, "learning_rate": rate, "updates/skipped": float(guard.total)}
     if not gradient.gradients:
         return metrics | {"grad_norm": 0.0, "update/kept_fraction": 1.0}
-    gradients, norm = clipped(gradient.gradients, optimizer.options.max_grad_norm)
+    scale, norm = clip_scale(gradient.gradients, optimizer.options.max_grad_norm)
     metrics["grad_norm"] = norm
     if not (math.isfinite(gradient.loss) and math.isfinite(norm)):
         guard.skipped()
         return metrics | {"updates/skipped": float(guard.total)}
     guard.in_a_row = 0
-    weights, report = optimizer.step(policy.weights(), gradients, rate)
-    policy.set_weights(weights)
+    report = optimizer.move(policy, gradient.gradients, rate, scale)
     return metrics | {"update/kept_fraction": report.kept_fraction}

@@ -1,0 +1,421 @@
+"""Log-probabilities of tokens from final hidden states, in little memory: the head only where it counts.
+
+Invariant: no array of tokens x vocabulary larger than the budget lives, forward or backward, whatever the model's
+vocabulary and the number of tokens.
+
+A head that is one plain matrix (tied to the embedding or not, with a bias or not), without a filter of the
+sampler, is worked on in tiles: a range of tokens times a range of the vocabulary. The log-sum-exp is carried from
+tile to tile (as in Milakov and Gimelshein 2018, arXiv:1805.02867), so each logit costs one exponential.
+
+* A head that is trained makes its tiles again in the backward pass, vocabulary outside, tokens inside: a tile of
+  its gradient is complete in float32 before it is rounded to the type of the weights. If all of it is one tile,
+  the probabilities are kept instead and nothing is computed twice.
+* A head that is not trained needs no second pass at all. With p the softmax, the gradient of log p(y) with
+  respect to the hidden state is W_y - p W: a vector per token that is added up beside the log-sum-exp.
+
+Everything else (a filter, which has to see whole rows; LoRA, DoRA or quantised heads) goes through the model's own
+head, a range of tokens at a time, each computed again in the backward pass.
+
+`mx.depends` puts the tiles in a row: MLX would otherwise schedule all of them together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_sumrl.policy import mlx_internals
+from mlx_sumrl.rollouts.filters import filtered_logits
+
+TILE = 4_000_000
+"""Bytes of a tile, where there is more than one and the budget allows; larger ones are not faster."""
+NARROWEST = 2048
+"""Vocabulary of a tile at least: with more tokens than that leaves room for, tokens are cut too."""
+
+
+@dataclass(frozen=True)
+class HeadOptions:
+    """Which distribution the head speaks of, and how much memory it may take."""
+
+    budget: int
+    """Bytes of one float32 array of tokens x vocabulary; about three of them live at once."""
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """How N tokens x V vocabulary are cut so that a tile of float32 stays within a budget."""
+
+    tokens: tuple[slice, ...]
+    vocabulary: tuple[slice, ...]
+
+    @property
+    def single(self) -> bool:
+        """Whether there is nothing to cut."""
+        return len(self.tokens) == len(self.vocabulary) == 1
+
+
+def tiles(N: int, V: int, budget: int, keep: bool) -> Tiles:
+    """A single one where it fits and what it made can be kept (``keep``), small ones otherwise; see `Tiles`."""
+    if keep and 4 * N * V <= budget:
+        return Tiles((slice(0, N),), (slice(0, V),))
+    numbers = max(min(budget, TILE) // 4, 1)
+    wide = min(V, max(NARROWEST, numbers // max(N, 1)))
+    long = max(1, min(N, numbers // wide))
+    return Tiles(_ranges(N, long), _ranges(V, wide))
+
+
+def token_logprobs(
+    model: nn.Module,
+    hidden_ND: mx.array,
+    targets_N: mx.array,
+    options: HeadOptions,
+    differentiable: bool = True,
+) -> mx.array:
+    """log p(target) [N] float32 under the sampling distribution, from hidden states after the last norm.
+
+    Differentiable with respect to the hidden states and to the head's trainable weights, unless
+    ``differentiable`` is False, which is faster.
+    """
+    dense = _dense(model, options)
+    if dense is None:
+        return _by_tokens(model, hidden_ND, targets_N, options)
+    hidden_ND = hidden_ND.astype(mx.float32)
+    logits = _Logits(1 / options.temperature, mlx_internals.soft_cap(model))
+    trained = differentiable and mlx_internals.head_is_trained(model)
+    cut = tiles(targets_N.size, mlx_internals.vocabulary(model), options.budget, keep=trained)
+    if not differentiable:
+        head = _Matrix(hidden_ND, dense.weight, dense.bias)
+        return _forward(head, targets_N, cut, logits, _later, keep=False).logprobs
+    compute = _trained_head if trained else _frozen_head
+    return compute(targets_N, cut, logits)(hidden_ND, dense.weight, dense.bias)
+
+
+@dataclass(frozen=True)
+class HeadGradient:
+    """What a cost of log-probabilities asks of the head and of what is below it."""
+
+    value: mx.array
+    """The cost."""
+    rest: Any
+    """What the cost function returned beside it."""
+    hidden_ND: mx.array
+    """Gradient with respect to the hidden states, in their type."""
+    weights: dict[str, mx.array]
+    """Gradients of the head's trainable weights by their names in the model."""
+
+
+def head_gradient(
+    model: nn.Module,
+    hidden_ND: mx.array,
+    targets_N: mx.array,
+    options: HeadOptions,
+    cost: Callable[[mx.array], tuple[mx.array, Any]],
+) -> HeadGradient:
+    """Cost of log p(target) [N] and its gradient, tile by tile: less memory than differentiating a graph takes.
+
+    ``cost`` returns the cost of log-probabilities [N], and anything else. Leaves traced arrays in the head.
+    """
+    dense = _dense(model, options)
+    priced = mx.value_and_grad(cost)
+    if dense is None:
+        weights = mlx_internals.head_weights(model)
+
+        def through(weights: Any, hidden: mx.array) -> Any:
+            model.update(weights)
+            return cost(_by_tokens(model, hidden, targets_N, options))
+
+        (value, rest), (found, d_hidden) = mx.value_and_grad(through, argnums=(0, 1))(weights, hidden_ND)
+        mx.eval(value, rest, found, d_hidden)
+        return HeadGradient(value, rest, d_hidden, mlx_internals.named_arrays(found))
+    head = _Matrix(hidden_ND.astype(mx.float32), dense.weight, dense.bias)
+    logits = _Logits(1 / options.temperature, mlx_internals.soft_cap(model))
+    trained = mlx_internals.head_is_trained(model)
+    cut = tiles(targets_N.size, mlx_internals.vocabulary(model), options.budget, keep=trained)
+    gradients: dict[str, mx.array] = {}
+    if trained:
+        made = _forward(head, targets_N, cut, logits, mx.eval)
+        (value, rest), cotangent_N = priced(made.logprobs)
+        d_hidden, *of_head = _backward(head, targets_N, cut, logits, made, cotangent_N, mx.eval)
+        names = mlx_internals.head_names(model)
+        gradients = dict(zip(names, of_head, strict=True))
+    else:
+        logprobs_N, slopes_ND = _slopes(head, targets_N, cut, logits, mx.eval)
+        (value, rest), cotangent_N = priced(logprobs_N)
+        d_hidden = slopes_ND * cotangent_N[:, None]
+    d_hidden = d_hidden.astype(hidden_ND.dtype)
+    mx.eval(value, rest, d_hidden, gradients)
+    return HeadGradient(value, rest, d_hidden, gradients)
+
+
+def _dense(model: nn.Module, options: HeadOptions) -> mlx_internals.DenseHead | None:
+    """The head's matrix, where tiles do; None where rows of logits have to be whole or the head is no matrix."""
+    filtered = options.top_p < 1 or 0 < options.top_k < mlx_internals.vocabulary(model)
+    return None if filtered else mlx_internals.dense_head(model)
+
+
+@dataclass(frozen=True)
+class _Logits:
+    """From products of hidden states and weights to logits, and back: temperature and capping."""
+
+    scale: float
+    cap: float | None
+
+    def of(self, hidden: mx.array, weight: mx.array, bias: mx.array | None) -> mx.array:
+        """Logits [n, v] of a tile."""
+        logits = hidden @ weight.T
+        if bias is not None:
+            logits = logits + bias
+        if self.cap is not None:
+            logits = self.cap * mx.tanh(logits / self.cap)
+        return logits * self.scale if self.scale != 1 else logits
+
+    def back(self, cotangent: mx.array, logits: mx.array) -> mx.array:
+        """Cotangents of the products, before the bias, from those of the logits."""
+        if self.scale != 1:
+            cotangent = cotangent * self.scale
+        if self.cap is not None:
+            cotangent = cotangent * (1 - mx.square(logits / (self.scale * self.cap)))
+        return cotangent
+
+
+Compute = Callable[[mx.array, mx.array, mx.array | None], mx.array]
+
+
+def _trained_head(targets_N: mx.array, cut: Tiles, logits: _Logits) -> Compute:
+    """Log-probabilities with gradients to hidden states, weight and bias, as part of a graph."""
+
+    @mx.custom_function
+    def compute(*primals: mx.array) -> tuple[mx.array, ...]:
+        made = _forward(_Matrix(*primals), targets_N, cut, logits, _later)
+        return (made.logprobs, made.log_totals, *made.kept)
+
+    @compute.vjp
+    def compute_vjp(
+        primals: tuple[mx.array, ...], cotangents: tuple[mx.array, ...], outputs: tuple[mx.array, ...]
+    ) -> tuple[mx.array, ...]:
+        made = _Made(outputs[0], outputs[1], list(outputs[2:]))
+        return _backward(_Matrix(*primals), targets_N, cut, logits, made, cotangents[0], _later)
+
+    return lambda hidden, weight, bias: compute(hidden, weight, *([] if bias is None else [bias]))[0]  # type: ignore[index]
+
+
+def _frozen_head(targets_N: mx.array, cut: Tiles, logits: _Logits) -> Compute:
+    """Log-probabilities with gradients to hidden states alone, which are made on the way."""
+
+    def run(hidden: mx.array, weight: mx.array, bias: mx.array | None) -> mx.array:
+        @mx.custom_function
+        def compute(hidden: mx.array) -> tuple[mx.array, mx.array]:
+            return _slopes(_Matrix(hidden, weight, bias), targets_N, cut, logits, _later)
+
+        @compute.vjp
+        def compute_vjp(
+            primals: mx.array, cotangents: tuple[mx.array, ...], outputs: tuple[mx.array, ...]
+        ) -> mx.array:
+            return outputs[1] * cotangents[0][:, None]
+
+        result: mx.array = compute(hidden)[0]  # type: ignore[index]
+        return result
+
+    return run
+
+
+Settle = Callable[..., Any]
+"""What is done with the arrays of a tile before the next: nothing in a graph, `mx.eval` outside of one."""
+
+
+def _later(*arrays: Any) -> None:
+    """Leave them to whoever evaluates the graph; `mx.depends` keeps the order."""
+
+
+@dataclass(frozen=True)
+class _Matrix:
+    """Hidden states [N, D] float32, and a plain head."""
+
+    hidden: mx.array
+    weight: mx.array
+    bias: mx.array | None = None
+
+    def rows(self, rows: slice) -> tuple[mx.array, mx.array | None]:
+        """Weight and bias of a range of the vocabulary, float32."""
+        bias = None if self.bias is None else self.bias[rows].astype(mx.float32)
+        return self.weight[rows].astype(mx.float32), bias
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What the forward pass leaves; [N] each."""
+
+    logprobs: mx.array
+    log_totals: mx.array
+    kept: list[mx.array]
+    """Of a single tile: its probabilities, and its logits where they are capped."""
+
+
+def _forward(
+    head: _Matrix, targets_N: mx.array, cut: Tiles, logits: _Logits, settle: Settle, keep: bool = True
+) -> _Made:
+    """Log-probabilities and what a backward pass needs."""
+    parts: list[_Running] = []
+    kept: list[mx.array] = []
+    for tokens in cut.tokens:
+        targets = targets_N[tokens]
+        (h,) = mx.depends([head.hidden[tokens]], [part.total for part in parts[-1:]])
+        running = _Running.start(targets.size)
+        for rows in cut.vocabulary:
+            (h,) = mx.depends([h], [running.total])
+            z = logits.of(h, *head.rows(rows))
+            running, e = running.add(z, targets, rows)
+            if cut.single and keep:
+                kept = [e / running.total[:, None], *([] if logits.cap is None else [z])]
+            settle(running.top, running.total, running.chosen, kept)
+        parts.append(running)
+    logprobs = mx.concatenate([part.logprobs for part in parts])
+    return _Made(logprobs, mx.concatenate([part.log_total for part in parts]), kept)
+
+
+def _backward(
+    head: _Matrix,
+    targets_N: mx.array,
+    cut: Tiles,
+    logits: _Logits,
+    made: _Made,
+    cotangent_N: mx.array,
+    settle: Settle,
+) -> tuple[mx.array, ...]:
+    """Gradients of hidden states, weight and, where there is one, bias."""
+    d_hidden = [mx.zeros(head.hidden[tokens].shape) for tokens in cut.tokens]
+    d_weight = mx.zeros(head.weight.shape, dtype=head.weight.dtype)
+    settle(d_weight)
+    d_bias = []
+    for rows in cut.vocabulary:
+        w, b = head.rows(rows)
+        of_weight, of_bias = mx.zeros(w.shape), mx.zeros(w.shape[:1])
+        for place, tokens in enumerate(cut.tokens):
+            (h,) = mx.depends([head.hidden[tokens]], [d_hidden[place], of_weight])
+            if cut.single:
+                p, z = made.kept[0], made.kept[-1]
+                made.kept.clear()  # so that they go as soon as they are used
+            else:
+                z = logits.of(h, w, b)
+                p = mx.exp(z - made.log_totals[tokens, None])
+            dz = p * -cotangent_N[tokens, None]
+            column, inside = _place(targets_N[tokens], rows)
+            dz = dz.at[mx.arange(column.size), column].add(mx.where(inside, cotangent_N[tokens], 0.0))
+            dz = logits.back(dz, z)
+            del p, z
+            d_hidden[place] = d_hidden[place] + dz @ w
+            of_weight, of_bias = of_weight + dz.T @ h, of_bias + dz.sum(axis=0)
+            del dz
+            settle(d_hidden[place], of_weight, of_bias)
+        d_weight[rows] = of_weight.astype(d_weight.dtype)
+        settle(d_weight)
+        d_bias.append(of_bias)
+    gradients = [mx.concatenate(d_hidden), d_weight]
+    if head.bias is not None:
+        gradients.append(mx.concatenate(d_bias).astype(head.bias.dtype))
+    return tuple(gradients)
+
+
+def _slopes(
+    head: _Matrix, targets_N: mx.array, cut: Tiles, logits: _Logits, settle: Settle
+) -> tuple[mx.array, mx.array]:
+    """Log-probabilities [N], and the gradient of each with respect to its hidden state [N, D]."""
+    logprobs: list[mx.array] = []
+    slopes: list[mx.array] = []
+    for tokens in cut.tokens:
+        targets = targets_N[tokens]
+        (h,) = mx.depends([head.hidden[tokens]], slopes[-1:])
+        running, mean = _Running.start(targets.size), mx.zeros(h.shape)
+        for rows in cut.vocabulary:
+            (h,) = mx.depends([h], [running.total, mean])
+            w, b = head.rows(rows)
+            z, top = logits.of(h, w, b), running.top
+            running, e = running.add(z, targets, rows)
+            mean = mean * mx.exp(top - running.top)[:, None] + logits.back(e, z) @ w
+            del z, e
+            settle(running.top, running.total, running.chosen, mean)
+        logprobs.append(running.logprobs)
+        own = logits.back(mx.ones((targets.size, 1)), running.chosen[:, None])
+        slopes.append(head.weight[targets].astype(mx.float32) * own - mean / running.total[:, None])
+        settle(slopes[-1])
+    return mx.concatenate(logprobs), mx.concatenate(slopes)
+
+
+@dataclass(frozen=True)
+class _Running:
+    """What the tiles of a range of tokens have added up to; all [n] float32."""
+
+    top: mx.array
+    """The largest logit so far."""
+    total: mx.array
+    """Sum of exp(logit - top)."""
+    chosen: mx.array
+    """The target's logit, 0 until its tile came."""
+
+    @staticmethod
+    def start(n: int) -> _Running:
+        """Before the first tile."""
+        return _Running(mx.full((n,), -mx.inf), mx.zeros((n,)), mx.zeros((n,)))
+
+    def add(self, z: mx.array, targets: mx.array, rows: slice) -> tuple[_Running, mx.array]:
+        """With one more tile, and exp(z - top) of it."""
+        top = mx.maximum(self.top, z.max(axis=-1))
+        e = mx.exp(z - top[:, None])
+        total = self.total * mx.exp(self.top - top) + e.sum(axis=-1)
+        place, inside = _place(targets, rows)
+        found = mx.take_along_axis(z, place[:, None], axis=-1)[:, 0]
+        return _Running(top, total, mx.where(inside, found, self.chosen)), e
+
+    @property
+    def log_total(self) -> mx.array:
+        """The log-sum-exp."""
+        return self.top + mx.log(self.total)
+
+    @property
+    def logprobs(self) -> mx.array:
+        """Of the targets; the difference to the largest logit first, which is exact where both are close."""
+        return (self.chosen - self.top) - mx.log(self.total)
+
+
+def _by_tokens(model: nn.Module, hidden_ND: mx.array, targets_N: mx.array, options: HeadOptions) -> mx.array:
+    """The same through the model's own head, as many tokens at a time as fit the budget."""
+    rows = max(options.budget // (4 * mlx_internals.vocabulary(model)), 1)
+    # mx.checkpoint takes gradients to all of its arguments and to nothing else: the head's weights have to be
+    # among them, and the targets must not.
+    weights = mlx_internals.head_weights(model)
+    parts: list[mx.array] = []
+    for tokens in _ranges(targets_N.size, rows):
+        targets = targets_N[tokens]
+
+        def logprobs(weights: Any, hidden: mx.array, targets: mx.array = targets) -> mx.array:
+            model.update(weights)
+            z = filtered_logits(
+                mlx_internals.head(model, hidden),
+                temperature=options.temperature,
+                top_p=options.top_p,
+                top_k=options.top_k,
+                keep=targets,
+            )
+            chosen = mx.take_along_axis(z, targets[:, None], axis=-1)[:, 0]
+            return chosen - mx.logsumexp(z, axis=-1)
+
+        (hidden,) = mx.depends([hidden_ND[tokens]], parts[-1:])
+        parts.append(mx.checkpoint(logprobs)(weights, hidden))
+    return mx.concatenate(parts)
+
+
+def _ranges(size: int, step: int) -> tuple[slice, ...]:
+    return tuple(slice(start, min(start + step, size)) for start in range(0, size, step))
+
+
+def _place(targets: mx.array, rows: slice) -> tuple[mx.array, mx.array]:
+    """Columns of targets in a tile, 0 for those outside of it, and which are inside."""
+    inside = (targets >= rows.start) & (targets < rows.stop)
+    return mx.where(inside, targets - rows.start, 0), inside

@@ -1,0 +1,176 @@
+"""Rows of prompt and completion laid out so that little is computed twice and little for nothing.
+
+A prompt that several completions follow is a segment of its own, computed once; its completions follow it in
+segments of like length. What is computed beyond real tokens is padding, at most `PADDING` of each segment. The
+last token of a completion predicts nothing that is trained, so it is never read.
+
+Invariant: log-probabilities come back as [B, T] in the order in which the rows were given, whatever the layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+
+Row = tuple[Sequence[int], Sequence[int]]
+"""Token ids of a prompt and of the completion that follows it."""
+
+PADDING = 0.04
+"""Most of a segment that may be padding."""
+SHORT = 8
+"""Positions of padding that a segment may have in any case: segments of a token each would not be faster."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Rows of like length that run through the model as one array."""
+
+    tokens_BL: mx.array
+    """int32, padded on the right with 0."""
+    after: int | None = None
+    """The segment, of a single prompt, that all of these rows follow; None where rows begin with their prompts."""
+    followed: bool = False
+    """Whether other segments follow this one."""
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """B rows, T tokens in their longest completion, N completion tokens in all."""
+
+    segments: tuple[Segment, ...]
+    """Prompts before what follows them."""
+    positions_N: mx.array
+    """int32, where the hidden state that predicts each completion token is, segments one after the other."""
+    targets_N: mx.array
+    """int32, the completion tokens, row by row."""
+    places_BT: mx.array
+    """int32, index into N of each row's tokens; 0 at padding."""
+    mask_BT: mx.array
+    """float32, 1 at real completion tokens."""
+    useful: int
+    """Token positions that have to be computed."""
+
+    @property
+    def computed(self) -> int:
+        """Token positions that are computed, padding counted."""
+        return sum(int(segment.tokens_BL.size) for segment in self.segments)
+
+    def by_row(self, values_N: mx.array) -> mx.array:
+        """Values of completion tokens [N] as [B, T], 0 at padding."""
+        return values_N[self.places_BT] * self.mask_BT
+
+
+def pack(rows: Sequence[Row], share_prompt: bool) -> PackedRows:
+    """Lay rows out; ``share_prompt`` computes prompts that several rows have in common once.
+
+    Raises ValueError for an empty prompt or completion, or no rows.
+    """
+    if not rows or any(not prompt or not completion for prompt, completion in rows):
+        raise ValueError("a batch needs at least one row, and every row a prompt and a completion")
+    segments: list[Segment] = []
+    starts = np.zeros(len(rows), np.int64)
+    """Position of the hidden state that predicts a row's second completion token."""
+    firsts = np.zeros(len(rows), np.int64)
+    """Position of the one that predicts its first."""
+    computed = useful = 0
+
+    def lay(chosen: list[int], read: list[Sequence[int]], after: int | None) -> Iterator[tuple[int, int]]:
+        """Add segments for these rows; each row with the position where its segment has it."""
+        nonlocal computed, useful
+        for bucket in buckets([len(ids) for ids in read]):
+            tokens = np.zeros((len(bucket), max(len(read[i]) for i in bucket)), np.int32)
+            for line, i in enumerate(bucket):
+                tokens[line, : len(read[i])] = read[i]
+                yield chosen[i], computed + line * tokens.shape[1]
+                useful += len(read[i])
+            segments.append(Segment(mx.array(tokens), after))
+            computed += tokens.size
+
+    alone: list[int] = []
+    for prompt, members in _by_prompt(rows, share_prompt):
+        if len(members) == 1:
+            alone += members
+            continue
+        place, last = len(segments), computed + len(prompt) - 1
+        segments.append(Segment(mx.array(np.array([prompt], np.int32)), followed=True))
+        computed, useful = computed + len(prompt), useful + len(prompt)
+        firsts[members] = last
+        # A completion of one token is predicted by the prompt alone.
+        longer = [i for i in members if len(rows[i][1]) > 1]
+        for row, position in lay(longer, [rows[i][1][:-1] for i in longer], place):
+            starts[row] = position
+    for row, position in lay(alone, [[*rows[i][0], *rows[i][1][:-1]] for i in alone], None):
+        firsts[row] = position + len(rows[row][0]) - 1
+        starts[row] = firsts[row] + 1
+    return _packed(rows, tuple(segments), firsts, starts, useful)
+
+
+def buckets(lengths: Sequence[int]) -> list[list[int]]:
+    """Indices of like lengths together, the longest first, so that at most `PADDING` of each is padding."""
+    result: list[list[int]] = []
+    padding = 0
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if result:
+            longest = lengths[result[-1][0]]
+            more = padding + longest - lengths[i]
+            if more <= max(PADDING * longest * (len(result[-1]) + 1), SHORT):
+                result[-1].append(i)
+                padding = more
+                continue
+        result.append([i])
+        padding = 0
+    return result
+
+
+def micro_batches(rows: Sequence[Row], share_prompt: bool, tokens: int) -> list[list[int]]:
+    """Indices of the rows in parts that need about ``tokens`` positions each at most, and at least a row.
+
+    Rows that share a prompt stay together where they fit, since the prompt is computed once for each part.
+    """
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
+    if share_prompt:
+        order = [i for _, members in _by_prompt(rows, True) for i in members]
+    parts: list[list[int]] = []
+    used = 0
+    prompt: Sequence[int] | None = None
+    """The prompt that the part has already."""
+    for i in order:
+        own = len(rows[i][1]) - 1
+        cost = own if share_prompt and prompt == rows[i][0] else own + len(rows[i][0])
+        if not parts or used + cost > tokens:
+            parts.append([])
+            used, cost = 0, own + len(rows[i][0])
+        parts[-1].append(i)
+        used, prompt = used + cost, rows[i][0]
+    return parts
+
+
+def _by_prompt(rows: Sequence[Row], share_prompt: bool) -> list[tuple[Sequence[int], list[int]]]:
+    """Prompts and the rows that have them, in order of their first; without sharing each row by itself."""
+    if not share_prompt:
+        return [(prompt, [i]) for i, (prompt, _) in enumerate(rows)]
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i, (prompt, _) in enumerate(rows):
+        groups.setdefault(tuple(prompt), []).append(i)
+    return list(groups.items())
+
+
+def _packed(
+    rows: Sequence[Row], segments: tuple[Segment, ...], firsts: np.ndarray, starts: np.ndarray, useful: int
+) -> PackedRows:
+    lengths = np.array([len(completion) for _, completion in rows])
+    offsets = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+    steps = np.arange(lengths.max())[None, :]
+    mask = steps < lengths[:, None]
+    positions = np.where(steps == 0, firsts[:, None], starts[:, None] + steps - 1)
+    return PackedRows(
+        segments=segments,
+        positions_N=mx.array(positions[mask].astype(np.int32)),
+        targets_N=mx.array(np.concatenate([np.asarray(c, np.int32) for _, c in rows])),
+        places_BT=mx.array(np.where(mask, offsets[:, None] + steps, 0).astype(np.int32)),
+        mask_BT=mx.array(mask.astype(np.float32)),
+        useful=useful,
+    )

@@ -13,6 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Dtype = Literal["float32", "bfloat16"]
 DEFAULT_DTYPE: Dtype = "bfloat16"
+ReferenceKind = Literal["copy", "8bit", "4bit"]
+REFERENCE_BITS: dict[ReferenceKind, int] = {"8bit": 8, "4bit": 4}
+"""Bits of a weight of a quantised reference."""
 
 
 class Room(BaseModel):
@@ -287,6 +290,10 @@ class GrpoConfig(Room):
     """Cap of the weight for `truncate`; `mask` leaves out ratios outside [1 / truncate_at, truncate_at]."""
     beta: float = Field(default=0.0, ge=0)
     """Weight of the KL to the reference; 0 loads no reference."""
+    reference: ReferenceKind = "copy"
+    """How full tuning keeps its reference: a whole `copy` of the weights, or about a half (`8bit`) or a quarter
+    (`4bit`) of a bfloat16 one. 8 bits measure nearly the same KL, 4 bits do not begin at 0: see
+    mlx_sumrl.policy.reference. With lora and dora it is the model without its adapters, which takes no memory."""
     kl: Literal["k2", "k3", "k3_weighted"] = "k3_weighted"
     """Estimator put in the loss; `k3` alone has the gradient of the forward KL, the others of the reverse."""
     scale_advantages: Literal["group", "none"] = "group"

@@ -12,9 +12,10 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
-from mlx_sumrl.config import PolicyConfig
+from mlx_sumrl.config import REFERENCE_BITS, PolicyConfig, ReferenceKind
 from mlx_sumrl.errors import UserError
 from mlx_sumrl.policy import mlx_internals
+from mlx_sumrl.policy.reference import QuantizedReference
 
 Weights = dict[str, mx.array]
 
@@ -47,8 +48,9 @@ class Policy:
     """Whether transformers' AutoTokenizer splits texts by other rules than the folder's tokenizer.json."""
     source: str = ""
     """What the user called it: a folder or a hub id."""
-    reference: Weights | None = field(default=None, repr=False)
-    """Trainable weights of the reference, or None for the model as it was loaded with its adapters off."""
+    reference: Weights | QuantizedReference | None = field(default=None, repr=False)
+    """The reference: its trainable weights, or those of full training in few bits, or None for the model as it was
+    loaded with its adapters off."""
 
     @property
     def vocabulary(self) -> int:
@@ -90,6 +92,19 @@ class Policy:
         mx.eval(copies)
         return copies
 
+    def take_reference(self, kind: ReferenceKind) -> None:
+        """From now on the reference is the policy as it is now.
+
+        ``kind`` says how it is kept with full tuning: a ``copy`` of the weights, or ``8bit`` or ``4bit``, whose KL
+        does not begin at 0 (see `mlx_sumrl.policy.reference`). Adapters, on a quantised base too, are small: of
+        them an exact copy is kept whatever ``kind`` is.
+        """
+        self.reference = None  # the one before goes first, or three models would be in memory
+        if kind == "copy" or self.options.tuning != "full":
+            self.reference = self.snapshot()
+        else:
+            self.reference = QuantizedReference.of(self.model, REFERENCE_BITS[kind])
+
     @contextmanager
     def as_reference(self) -> Iterator[None]:
         """Inside, the model computes what the reference does, without dropout."""
@@ -100,6 +115,9 @@ class Policy:
                 if self.options.tuning == "full":
                     raise RuntimeError("full training has no reference until a snapshot is set")
                 with mlx_internals.adapters_off(self.model):
+                    yield
+            elif isinstance(self.reference, QuantizedReference):
+                with self.reference.swapped_in(self.model):
                     yield
             else:
                 own = self.weights()

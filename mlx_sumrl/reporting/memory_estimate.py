@@ -12,6 +12,7 @@ from typing import Literal
 
 import psutil
 
+from mlx_sumrl.config import REFERENCE_BITS, ReferenceKind
 from mlx_sumrl.reporting.model_shape import ModelShape
 
 GIB = 2**30
@@ -44,6 +45,10 @@ UPDATE_SLICE = 1 << 20
 """Elements of such a slice; see `mlx_sumrl.training.moments`."""
 MOMENT_BYTES = {"float32": 4.0, "bfloat16": 2.0, "blocks8": 1 + 4 / 128}
 """Of one moment of one weight; a block of 128 codes has a float32 scale."""
+GROUP_SIZE = 64
+"""Weights of a quantised reference that share a scale and a bias; see `mlx_sumrl.policy.reference`."""
+FEWER_BITS: dict[ReferenceKind | None, ReferenceKind] = {"copy": "8bit", "8bit": "4bit"}
+"""The next smaller way to keep a reference."""
 MOMENTS = {"adamw": 2, "lion": 1, "adafactor": 0, "muon": 1}
 """Per weight, by optimiser. Adafactor keeps one number per row and column, Muon two moments for embedding and
 head."""
@@ -54,7 +59,7 @@ class MemoryEstimate:
     """Bytes of each part; they are not all alive at once, see `total`."""
 
     weights: int
-    """The model, its adapters, and a second copy for a reference that needs one."""
+    """The model, its adapters, and what a reference beside it takes."""
     moments: int
     """What the optimiser keeps, a compensation counted."""
     gradients: int
@@ -86,7 +91,7 @@ def estimate_peak(
     micro_batch_rows: int,
     gradient_checkpointing: bool = False,
     sampler_rows: int = 0,
-    reference: bool = False,
+    reference: ReferenceKind | None = None,
     micro_batches: int = 1,
     shared_prompt: bool = False,
     lora_rank: int = 8,
@@ -100,8 +105,8 @@ def estimate_peak(
 
     ``micro_batches`` of ``micro_batch_rows`` rows make a step; with more than one, gradients are added up in
     float32. ``shared_prompt``: the rows of a micro-batch have one prompt, computed once. ``head_tokens``
-    completion tokens have logits at once. ``reference`` (KL to a reference) costs a copy of the model with full
-    tuning only. ``optimizer`` keeps its ``moments`` as given; ``compensated`` rounding costs 2 bytes for each
+    completion tokens have logits at once. ``reference`` (KL to a reference, kept so) costs memory with full tuning
+    only. ``optimizer`` keeps its ``moments`` as given; ``compensated`` rounding costs 2 bytes for each
     trained bfloat16 weight.
     """
     size = BYTES[dtype]
@@ -110,7 +115,10 @@ def estimate_peak(
         trained, trained_size = shape.parameters, size
         hidden_matrix = shape.hidden * shape.intermediate * (2 if shape.fused else 1)
         largest = max(shape.vocab * shape.hidden, hidden_matrix)
-        weights += weights if reference else 0
+        if reference == "copy":
+            weights *= 2
+        elif reference is not None:
+            weights += _quantized_bytes(shape, REFERENCE_BITS[reference], GROUP_SIZE, size, scale_size=size)
     else:
         # mlx-lm makes adapters in float32.
         trained, trained_size = shape.adapter_parameters(lora_rank, lora_layers, dora=tuning == "dora"), 4
@@ -145,7 +153,9 @@ def estimate_peak(
         update=UPDATE_COPIES * trained * trained_size + temporaries,
         kv_cache=2 * cached * shape.attention_layers * size,
         sampler_logits=LOGIT_COPIES * sampler_rows * shape.vocab * 4,
-        ways_out=_ways_out(tuning, dtype, micro_batch_rows, gradient_checkpointing, sampler_rows, moments),
+        ways_out=_ways_out(
+            tuning, dtype, micro_batch_rows, gradient_checkpointing, sampler_rows, moments, reference
+        ),
     )
 
 
@@ -177,8 +187,12 @@ def _weight_bytes(shape: ModelShape, size: int) -> int:
     if shape.quantization is None:
         return shape.parameters * size
     bits, group = shape.quantization
-    # A scale and a bias of 16 bits for each group.
-    matrices = shape.matrix_parameters * bits // 8 + shape.matrix_parameters // group * 4
+    return _quantized_bytes(shape, bits, group, size, scale_size=2)
+
+
+def _quantized_bytes(shape: ModelShape, bits: int, group: int, size: int, scale_size: int) -> int:
+    # A scale and a bias for each group.
+    matrices = shape.matrix_parameters * bits // 8 + shape.matrix_parameters // group * 2 * scale_size
     return matrices + (shape.parameters - shape.matrix_parameters) * size
 
 
@@ -209,6 +223,7 @@ def _ways_out(
     gradient_checkpointing: bool,
     sampler_rows: int,
     moments: str,
+    reference: ReferenceKind | None,
 ) -> tuple[str, ...]:
     ways = []
     if micro_batch_rows > 1:
@@ -219,6 +234,8 @@ def _ways_out(
         ways.append("policy.tuning lora")
         if moments == "float32":
             ways.append("optimizer.moments blocks8")
+        if reference in FEWER_BITS:
+            ways.append(f"grpo.reference {FEWER_BITS[reference]}")
     if dtype == "float32":
         ways.append("policy.dtype bfloat16")
     if sampler_rows > 8:

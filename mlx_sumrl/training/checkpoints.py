@@ -22,6 +22,7 @@ import mlx.core as mx
 
 from mlx_sumrl.errors import UserError
 from mlx_sumrl.policy.policy import Policy, Weights
+from mlx_sumrl.policy.reference import QuantizedReference, restored_reference
 from mlx_sumrl.training.optimizer import Optimizer
 
 STEP_FOLDER = re.compile(r"^step-(\d{6,})$")
@@ -55,8 +56,8 @@ def save_checkpoint(folder: Path, state: TrainState, policy: Policy, optimizer: 
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
     arrays: dict[str, Weights] = {"policy": policy.weights(), "optimizer": optimizer.state()}
-    if policy.reference is not None:
-        arrays["reference"] = policy.reference
+    if (reference := policy.reference) is not None:
+        arrays["reference"] = reference.arrays() if isinstance(reference, QuantizedReference) else reference
     digests = {}
     for name, weights in arrays.items():
         file = unfinished / f"{name}.safetensors"
@@ -114,13 +115,15 @@ def load_checkpoint(checkpoint: Path, policy: Policy, optimizer: Optimizer) -> T
         file = checkpoint / name
         if not file.is_file() or _digest(file) != digest:
             raise _damaged(file)
+    reference = policy.reference
     try:
+        if "reference.safetensors" in digests:
+            reference = restored_reference(policy.model, _load(checkpoint / "reference.safetensors"))
         policy.set_weights(_load(checkpoint / "policy.safetensors"))
     except ValueError as error:
         raise UserError(f"{checkpoint} does not fit the policy: {error}") from error
     optimizer.restore(_load(checkpoint / "optimizer.safetensors"), record["optimizer_count"])
-    if "reference.safetensors" in digests:
-        policy.reference = _load(checkpoint / "reference.safetensors")
+    policy.reference = reference
     return state
 
 

@@ -94,7 +94,7 @@ def memory_sentence(config: RunConfig, policy: Policy) -> str:
         shared_prompt=config.grpo.share_prompt,
         gradient_checkpointing=options.gradient_checkpointing,
         sampler_rows=min(config.sampling.max_rows, config.grpo.prompts_per_step * config.grpo.group_size),
-        reference=config.grpo.beta > 0,
+        reference=config.grpo.reference if config.grpo.beta > 0 else None,
         micro_batches=config.grpo.prompts_per_step,
         lora_rank=options.lora.rank,
         lora_layers=options.lora.layers,

@@ -178,7 +178,7 @@ class Trainer:
             untouched = state.step == 0 and self.policy.options.tuning != "full"
             if fresh_reference and self.config.grpo.beta > 0 and not untouched:
                 # New adapters need no copy: their reference is the model with them off.
-                self.policy.reference = self.policy.snapshot()
+                self.policy.take_reference(self.config.grpo.reference)
         return True
 
     def _steps(

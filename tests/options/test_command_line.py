@@ -169,6 +169,7 @@ class TestWrongValues:
             (["--grpo.group_size", "x"], ["grpo.group_size is 'x' on the command line", "valid integer"]),
             (["--grpo.group_size", "1"], ["grpo.group_size is '1'", "greater than or equal to 2"]),
             (["--grpo.loss", "ppo"], ["grpo.loss is 'ppo'", "'dr_grpo'"]),
+            (["--grpo.reference", "3bit"], ["grpo.reference is '3bit'", "'copy', '8bit' or '4bit'"]),
             (["--export.fused", "maybe"], ["export.fused is 'maybe'", "boolean"]),
             (["--stages", "[{"], ["--stages '[{' is not valid JSON or YAML", "quote"]),
             (["--seed"], ["--seed needs a value: int"]),

@@ -180,10 +180,20 @@ class TestEstimate:
         assert MemoryEstimate(**{**parts, "update": 40}, kv_cache=0, sampler_logits=0).total == 1 + 2 + 3 + 40
 
     def test_lora_trains_little_and_needs_no_second_reference(self) -> None:
-        lora = self.half_billion(tuning="lora", reference=True)
+        lora = self.half_billion(tuning="lora", reference="4bit")
         assert lora.weights < 1.02 * 2 * 494_032_768
         assert lora.moments < self.half_billion().moments / 50
-        assert self.half_billion(reference=True).weights == 2 * self.half_billion().weights
+        assert lora.weights == self.half_billion(tuning="lora").weights
+        assert self.half_billion(reference="copy").weights == 2 * self.half_billion().weights
+
+    @pytest.mark.parametrize(("kind", "bits"), [("4bit", 4.5), ("8bit", 8.5)])
+    def test_a_quantised_reference_by_hand(self, kind: str, bits: float) -> None:
+        """A scale and a bias of 16 bits for each 64 weights; norms and biases stay as they are."""
+        more = self.half_billion(reference=kind).weights - self.half_billion().weights
+        assert bits <= 8 * more / 494_032_768 < bits + 0.01
+        shape = ModelShape.from_config(QWEN_05B)
+        plain = 2 * (shape.parameters - shape.matrix_parameters)
+        assert more == pytest.approx(shape.matrix_parameters * bits / 8 + plain)
 
     def test_optimisers_by_hand(self) -> None:
         n, embedding = 494_032_768, 151_936 * 896
@@ -216,6 +226,12 @@ class TestEstimate:
         assert self.half_billion(**big, tuning="lora").total < worst.total
         assert self.half_billion(**big, moments="blocks8").total < worst.total
         assert worst.total < self.half_billion(**big, dtype="float32").total
+        kept = [self.half_billion(**big, reference=kind) for kind in ("4bit", "8bit", "copy")]
+        assert [one.total for one in kept] == sorted({one.total for one in kept})
+        for one, next_smaller in zip(kept, (None, "4bit", "8bit"), strict=True):
+            named = [way for way in one.ways_out if "reference" in way]
+            assert named == ([f"grpo.reference {next_smaller}"] if next_smaller else [])
+        assert not [way for way in worst.ways_out if "reference" in way]
 
 
 class TestSentence:

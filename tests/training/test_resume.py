@@ -225,22 +225,29 @@ class PowerCut(SilentProgress):
 
 
 @pytest.mark.parametrize(
-    ("tuning", "dtype", "cuts", "optimizer"),
+    ("tuning", "dtype", "cuts", "optimizer", "reference"),
     [
-        pytest.param("lora", "float32", [4, 9], {}, id="lora: in each stage"),
+        pytest.param("lora", "float32", [4, 9], {}, "copy", id="lora: in each stage"),
         pytest.param(
-            "dora", "bfloat16", [7, 6], {}, id="dora, stochastic rounding: right after a stage's end"
+            "dora", "bfloat16", [7, 6], {}, "copy", id="dora, stochastic rounding: right after a stage's end"
         ),
         pytest.param(
-            "full", "bfloat16", [1, 11], {}, id="full, stochastic rounding: before the first checkpoint"
+            "full",
+            "bfloat16",
+            [1, 11],
+            {},
+            "copy",
+            id="full, stochastic rounding: before the first checkpoint",
         ),
         pytest.param(
             "full",
             "bfloat16",
             [5, 6],
             {"kind": "muon", "rounding": "compensated", "moments": "blocks8"},
+            "copy",
             id="full, compensated rounding of muon with 8-bit moments",
         ),
+        pytest.param("full", "float32", [6, 7], {}, "4bit", id="full, reference in 4 bits: in each stage"),
     ],
 )
 def test_dropout_rounding_and_a_new_reference(
@@ -248,6 +255,7 @@ def test_dropout_rounding_and_a_new_reference(
     dtype: str,
     cuts: list[int],
     optimizer: dict[str, str],
+    reference: str,
     rewards: Path,
     tmp_path: Path,
 ) -> None:
@@ -266,7 +274,13 @@ def test_dropout_rounding_and_a_new_reference(
     changes = {
         "runs_dir": str(tmp_path),
         "sft": None,
-        "policy": {"tuning": tuning, "dtype": dtype, "lora": {"dropout": 0.1, "rank": 2}},
+        "policy": {
+            "tiny": {"hidden_size": 64},  # enough to be quantised
+            "tuning": tuning,
+            "dtype": dtype,
+            "lora": {"dropout": 0.1, "rank": 2},
+        },
+        "grpo": {"reference": reference},
         "optimizer": {"learning_rate": 1e-3, "schedule": "cosine", "warmup_steps": 2, **optimizer},
         "checkpoint": {"every": 4},
     }
@@ -288,7 +302,8 @@ def test_dropout_rounding_and_a_new_reference(
     (tmp_path / "cut" / "evaluation").mkdir()
     expected = record(tmp_path / "whole")
     assert [row["step"] for row in expected["metrics"]] == [*range(1, 15)]
-    assert "step-000014/reference.safetensors" in expected["arrays"]
+    quantised = [name for name in expected["arrays"]["step-000014/reference.safetensors"] if "scales" in name]
+    assert len(quantised) == (2 * 7 + 1 if reference == "4bit" else 0)  # two blocks and the embedding
     assert any(row["kl"] > 0 for row in expected["metrics"])
     if tuning == "lora":  # dropout is at work: without it the policy is the one that has just sampled
         assert any(abs(row["ratio/mean"] - 1) > 1e-6 for row in expected["metrics"])

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Group
-from rich.table import Table
+from rich.table import Column, Table
 
 from benchmarks.command import Report, answered, opened_report, positive
 from benchmarks.fresh_process import load_now, measured, shown, summaries
@@ -198,15 +198,9 @@ def tables(report: Report) -> Group:
 def growth_table(report: Report) -> Table:
     """A line for each case."""
     base = report["base"]
+    names = ("changed", "step s", "rollout s", "train s", "peak MB", "GFLOP", "products", "of train")
     shown_table = Table(
-        "changed",
-        "step s",
-        "rollout s",
-        "train s",
-        "peak MB",
-        "GFLOP",
-        "products",
-        "of train",
+        *(Column(name, overflow="fold") for name in names),
         title=f"Base: {base['prompts']} x {base['group_size']} completions of {base['new_tokens']}, "
         f"{base['prompt_tokens']} prompt tokens, vocabulary {base['vocabulary']:,}",
         caption="products: the share of a step that its matrix products take at the rate measured beside it; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,25 @@ import pytest
 
 from benchmarks import measured_step as step_module
 from benchmarks import memory, shapes
-from benchmarks.measured_step import Load, grpo_options, measured_step
+from benchmarks.measured_step import IdsAsText, Load, grpo_options, measured_step
 from benchmarks.memory import configurations
+from benchmarks.own_steps import Recorder
 from benchmarks.shapes import SHAPES, make_shape
-from mlx_sumrl.config import GrpoConfig
+from benchmarks.workload import REWARD, examples, prompts
+from mlx_sumrl.config import (
+    GrpoConfig,
+    LengthConfig,
+    OptimizerConfig,
+    PolicyConfig,
+    RewardConfig,
+    RunConfig,
+    SamplingConfig,
+    StageConfig,
+)
 from mlx_sumrl.errors import UserError
+from mlx_sumrl.policy.loading import load_policy
 from mlx_sumrl.reporting.model_shape import ModelShape
+from mlx_sumrl.training.trainer import Trainer
 from tests.benchmarks.programs import check_spread, run, text_of
 
 TINY = Load(prompts=1, group_size=3, prompt_tokens=9, new_tokens=5)
@@ -85,6 +99,35 @@ def test_what_lies_in_memory_is_counted_by_hand(moments: Any, tmp_path: Path) ->
     for phase in result["phases"]:
         assert phase["peak"] >= phase["kept"]
         assert phase["peak"] >= result["before"]
+
+
+def test_the_trainer_s_own_step_has_the_same_peak(tmp_path: Path) -> None:
+    """Its second step, whose peak it takes over everything from sampling to update."""
+    import mlx.core as mx
+
+    folder = str(make_shape(tmp_path / "toy", "toy"))
+
+    def below() -> int:
+        gc.collect()
+        return mx.get_active_memory()
+
+    start = below()
+    measured = measured_step(folder, TINY, "full", "bfloat16", "none")["peak"] - start
+    reward = RewardConfig(kind="function", function=REWARD)
+    config = RunConfig(
+        policy=PolicyConfig(model=folder, dtype="bfloat16", tuning="full", gradient_checkpointing=True),
+        sampling=SamplingConfig(max_tokens=TINY.new_tokens),
+        length=LengthConfig(target=1, tolerance=0),
+        grpo=GrpoConfig(prompts_per_step=TINY.prompts, group_size=TINY.group_size),
+        optimizer=OptimizerConfig(moments="bfloat16"),
+        stages=(StageConfig(name="measured", steps=2, rewards=(reward,)),),
+    )
+    start = below()
+    policy, recorder = load_policy(config.policy), Recorder()
+    policy.stop_ids, policy.tokenizer = frozenset(), IdsAsText()
+    asked_for = examples(prompts(TINY.prompts, TINY.prompt_tokens, policy.vocabulary))
+    Trainer(policy, config, progress=recorder).stage(config.stages[0], asked_for)
+    assert measured == pytest.approx(recorder.steps[1]["memory/peak_gb"] * 1e9 - start, rel=0.1)
 
 
 def test_adapters_leave_the_weights_alone(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,13 +26,19 @@ Numbers = dict[str, float]
 T = TypeVar("T")
 
 
-def measured(module: str, task: dict[str, Any], seconds: float = 1800.0) -> dict[str, Any]:
-    """What ``python -m module --worker TASK`` measured; `deliver` prints it there. Raises `UserError`."""
+def measured(
+    module: str, task: dict[str, Any], seconds: float = 1800.0, aloud: bool = False
+) -> dict[str, Any]:
+    """What ``python -m module --worker TASK`` measured; `deliver` prints it there. Raises `UserError`.
+
+    ``aloud``: what the worker says on standard error is heard at once, for work that takes long.
+    """
     try:
         done = subprocess.run(
             [sys.executable, "-m", module, "--worker", json.dumps(task)],
             cwd=Path(__file__).parent.parent,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=None if aloud else subprocess.PIPE,
             text=True,
             timeout=seconds,
             stdin=subprocess.DEVNULL,
@@ -42,8 +49,33 @@ def measured(module: str, task: dict[str, Any], seconds: float = 1800.0) -> dict
         if line.startswith(MARK):
             result: dict[str, Any] = json.loads(line.removeprefix(MARK))
             return result
-    complaint = done.stderr.strip().splitlines() or [f"ended with code {done.returncode}"]
+    complaint = (done.stderr or "").strip().splitlines() or [f"ended with code {done.returncode}"]
     raise UserError(f"{module} {_named(task)} measured nothing: {complaint[-1]}")
+
+
+@dataclass
+class Taken:
+    """What the processes of several variants measured."""
+
+    results: dict[str, list[dict[str, Any]]]
+    """Of each variant, one from each of its processes."""
+    load: tuple[float, float]
+    """The machine's lowest and highest load after a process."""
+
+
+def taken_in_turn(
+    module: str, variants: Sequence[str], repeats: int, task: Callable[[str], dict[str, Any]]
+) -> Taken:
+    """Every variant measured ``repeats`` times, in alternating order. Raises `UserError`.
+
+    ``task`` is what the worker is asked besides its ``variant``.
+    """
+    results: dict[str, list[dict[str, Any]]] = {variant: [] for variant in variants}
+    loads = []
+    for variant in alternating(variants, repeats):
+        results[variant].append(measured(module, {"variant": variant, **task(variant)}))
+        loads.append(load_now())
+    return Taken(results, (min(loads), max(loads)))
 
 
 def deliver(result: dict[str, Any]) -> None:
@@ -67,6 +99,17 @@ def summary(values: Sequence[float]) -> Numbers:
     }
 
 
+def summaries(parts: Iterable[Mapping[str, float]], quantities: Sequence[str]) -> dict[str, Numbers]:
+    """The summary of each quantity over all parts."""
+    parts = list(parts)
+    return {name: summary([part[name] for part in parts]) for name in quantities}
+
+
+def load_now() -> float:
+    """How busy the machine is: processes that want to run, over the last minute."""
+    return round(os.getloadavg()[0], 2)
+
+
 def machine() -> dict[str, Any]:
     """Where the numbers come from, and how busy it was with other things at the start."""
     return {
@@ -76,7 +119,7 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "mlx": importlib.metadata.version("mlx"),
         "mlx_lm": importlib.metadata.version("mlx-lm"),
-        "load_at_start": round(os.getloadavg()[0], 2),
+        "load_at_start": load_now(),
     }
 
 
@@ -84,17 +127,6 @@ def shown(numbers: Numbers, scale: float = 1.0, digits: int = 2) -> str:
     """``median (lowest-highest)``."""
     median, lowest, highest = (numbers[name] * scale for name in ("median", "lowest", "highest"))
     return f"{median:.{digits}f} ({lowest:.{digits}f}-{highest:.{digits}f})"
-
-
-def closing_lines(report: dict[str, Any]) -> list[str]:
-    """What stands below a table: the machine, what was held equal, what was not."""
-    where = report["machine"]
-    return [
-        f"{where['system']}, {where['cores']} cores, BLAS {where['blas']}, mlx {where['mlx']}, "
-        f"mlx-lm {where['mlx_lm']}; load at the start {where['load_at_start']}",
-        *(f"equal: {line}" for line in report["held_equal"]),
-        *(f"not equal: {line}" for line in report["not_equal"]),
-    ]
 
 
 def _named(task: dict[str, Any]) -> str:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import json
-import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -18,10 +16,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 
-from benchmarks.fresh_process import alternating, closing_lines, deliver, machine, measured, shown, summary
+from benchmarks.command import Report, answered, opened_report, positive
+from benchmarks.fresh_process import shown, summaries, taken_in_turn
 from benchmarks.own_steps import Tuning, trained_steps
 from benchmarks.peer import PACKAGE, peer_steps, require_peer
 from benchmarks.workload import Model, examples, make_model, prompts
@@ -29,6 +28,7 @@ from mlx_sumrl.errors import UserError
 
 OURS, PEER, PEER_WIDE = "mlx_sumrl", "mlx-lm-lora", "mlx-lm-lora, wide"
 VARIANTS = (OURS, PEER, PEER_WIDE)
+TUNINGS = ("lora", "full")
 RANK, ALPHA, LEARNING_RATE = 8, 16.0, 1e-5
 WARM_UP = 2
 QUANTITIES = ("step", "rollout", "train", "peak")
@@ -74,83 +74,59 @@ NOT_EQUAL = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table, or one JSON object; the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.grpo_step", description=str(__doc__).splitlines()[0]
+    return answered(
+        argv,
+        module="benchmarks.grpo_step",
+        question=__doc__,
+        options=options,
+        measure=compare,
+        work=work,
+        table=table,
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
-    parser.add_argument("--steps", type=int, default=5, help="timed steps in each process")
-    parser.add_argument("--repeats", type=int, default=2, help="processes for each variant")
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """What can be asked for."""
+    parser.add_argument("--steps", type=positive, default=5, help="timed steps in each process")
+    parser.add_argument("--repeats", type=positive, default=2, help="processes for each variant")
     parser.add_argument("--case", type=int, choices=range(1, len(CASES) + 1), help="only this one")
-    parser.add_argument("--tuning", choices=("lora", "full"), help="only this one")
-    parser.add_argument("--toy", action="store_true", help="a case of no size, to see that all works")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    arguments = parser.parse_args(argv)
-    if arguments.worker:
-        deliver(work(**json.loads(arguments.worker)))
-        return 0
-
-    cases = TOY if arguments.toy else CASES if arguments.case is None else CASES[arguments.case - 1 :][:1]
-    tunings = (arguments.tuning,) if arguments.tuning else ("lora", "full")
-    try:
-        require_peer()
-        report = compare(cases, tunings, max(arguments.steps, 1), max(arguments.repeats, 1))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    if arguments.json:
-        print(json.dumps(report, ensure_ascii=False))
-    else:
-        console = Console()
-        console.print(table(report))
-        for line in closing_lines(report):
-            console.print(line, highlight=False, markup=False)
-    return 0
+    parser.add_argument("--tuning", choices=TUNINGS, help="only this one")
 
 
-def compare(cases: Sequence[Case], tunings: Sequence[str], steps: int, repeats: int) -> dict[str, Any]:
-    """Everything measured, as one object."""
-    report: dict[str, Any] = {
-        "benchmark": "grpo_step",
-        "machine": machine() | {"mlx_lm_lora": importlib.metadata.version(PACKAGE)},
-        "held_equal": list(HELD_EQUAL),
-        "not_equal": list(NOT_EQUAL),
-        "steps": steps,
-        "repeats": repeats,
-        "cases": [],
-    }
+def compare(asked: argparse.Namespace) -> Report:
+    """Everything measured, as one object. Raises `UserError`."""
+    require_peer()
+    cases = TOY if asked.toy else CASES if asked.case is None else CASES[asked.case - 1 :][:1]
+    report = opened_report(
+        "grpo_step", HELD_EQUAL, NOT_EQUAL, steps=asked.steps, repeats=asked.repeats, cases=[]
+    )
+    report["machine"]["mlx_lm_lora"] = importlib.metadata.version(PACKAGE)
     with tempfile.TemporaryDirectory() as scratch:
         for case in cases:
             folder = Path(scratch) / str(case.vocabulary)
             if not folder.is_dir():
                 make_model(folder, Model(vocabulary=case.vocabulary))
-            for tuning in tunings:
-                report["cases"].append(compare_case(case, tuning, folder, steps, repeats))
+            for tuning in (asked.tuning,) if asked.tuning else TUNINGS:
+                report["cases"].append(compare_case(case, tuning, folder, asked.steps, asked.repeats))
     return report
 
 
 def compare_case(case: Case, tuning: str, folder: Path, steps: int, repeats: int) -> dict[str, Any]:
     """All variants on one case."""
-    taken: dict[str, list[dict[str, float]]] = {variant: [] for variant in VARIANTS}
-    loads = []
-    for variant in alternating(VARIANTS, repeats):
-        task = {
-            "variant": variant,
-            "folder": str(folder),
-            "case": asdict(case),
-            "tuning": tuning,
-            "steps": steps,
-        }
+
+    def task(variant: str) -> dict[str, Any]:
         print(f"{case.title}, {tuning}: {variant}", file=sys.stderr)  # a long wait says what it waits for
-        result = measured("benchmarks.grpo_step", task)
-        wanted = case.prompts * case.group_size * case.new_tokens
-        if result["tokens"] != wanted:
-            raise UserError(f"{variant} trained on {result['tokens']} tokens a step, not {wanted}")
-        taken[variant] += result["steps"][WARM_UP:]
-        loads.append(round(os.getloadavg()[0], 2))
-    variants = {
-        variant: {name: summary([one[name] for one in taken[variant]]) for name in QUANTITIES}
-        for variant in VARIANTS
-    }
+        return {"folder": str(folder), "case": asdict(case), "tuning": tuning, "steps": steps}
+
+    taken = taken_in_turn("benchmarks.grpo_step", VARIANTS, repeats, task)
+    wanted = case.prompts * case.group_size * case.new_tokens
+    variants = {}
+    for variant, results in taken.results.items():
+        for result in results:
+            if result["tokens"] != wanted:
+                raise UserError(f"{variant} trained on {result['tokens']} tokens a step, not {wanted}")
+        timed = [step for result in results for step in result["steps"][WARM_UP:]]
+        variants[variant] = summaries(timed, QUANTITIES)
     ratios = {
         peer: {name: variants[peer][name]["median"] / variants[OURS][name]["median"] for name in QUANTITIES}
         for peer in VARIANTS[1:]
@@ -161,7 +137,7 @@ def compare_case(case: Case, tuning: str, folder: Path, steps: int, repeats: int
         "tuning": tuning,
         "variants": variants,
         "peer_over_ours": ratios,
-        "load": [min(loads), max(loads)],
+        "load": list(taken.load),
     }
 
 
@@ -169,35 +145,23 @@ def work(variant: str, folder: str, case: dict[str, int], tuning: Tuning, steps:
     """One variant's steps, warm-up included, in this process."""
     size = Case(**case)
     ids = prompts(size.prompts, size.prompt_tokens, size.vocabulary)
+    asked: dict[str, Any] = {
+        "group_size": size.group_size,
+        "new_tokens": size.new_tokens,
+        "tuning": tuning,
+        "rank": RANK,
+        "alpha": ALPHA,
+        "learning_rate": LEARNING_RATE,
+        "steps": WARM_UP + steps,
+    }
     if variant == OURS:
-        taken, tokens = trained_steps(
-            folder,
-            examples(ids),
-            group_size=size.group_size,
-            new_tokens=size.new_tokens,
-            tuning=tuning,
-            rank=RANK,
-            alpha=ALPHA,
-            learning_rate=LEARNING_RATE,
-            steps=WARM_UP + steps,
-        )
+        taken, tokens = trained_steps(folder, examples(ids), **asked)
     else:
-        taken, tokens = peer_steps(
-            folder,
-            ids,
-            group_size=size.group_size,
-            new_tokens=size.new_tokens,
-            tuning=tuning,
-            rank=RANK,
-            alpha=ALPHA,
-            learning_rate=LEARNING_RATE,
-            steps=WARM_UP + steps,
-            wide=variant == PEER_WIDE,
-        )
+        taken, tokens = peer_steps(folder, ids, wide=variant == PEER_WIDE, **asked)
     return {"steps": taken, "tokens": tokens}
 
 
-def table(report: dict[str, Any]) -> Group:
+def table(report: Report) -> Group:
     """The report for a person: medians, in brackets the lowest and the highest, and times ours."""
     return Group(*(_case_table(case) for case in report["cases"]))
 

@@ -58,7 +58,7 @@ def peer_steps(
     if tuning == "full":
         model.unfreeze()
     else:
-        _add_adapters(model, rank, alpha / rank)
+        add_adapters(model, rank, alpha / rank)
     if wide:
         _lift_limits(grpo_trainer, rows=len(ids) * group_size)
 
@@ -128,7 +128,8 @@ def peer_steps(
     return measured, report.tokens / (steps + 1)
 
 
-def _add_adapters(model: Any, rank: int, scale: float) -> None:
+def add_adapters(model: Any, rank: int, scale: float) -> None:
+    """LoRA on all linear layers of all blocks, as mlx-lm's programs add it; draws from mx.random."""
     from mlx_lm.tuner.utils import linear_to_lora_layers
 
     from mlx_sumrl.policy.mlx_internals import linear_names

@@ -8,8 +8,6 @@ completions at once, and with that and each prompt computed once and handed over
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 import tempfile
 import time
@@ -18,10 +16,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
-from benchmarks.fresh_process import alternating, closing_lines, deliver, machine, measured, shown, summary
+from benchmarks.command import Report, answered, opened_report, positive
+from benchmarks.fresh_process import shown, summary, taken_in_turn
 from benchmarks.workload import Model, examples, make_model, prompts
 from mlx_sumrl.errors import UserError
 
@@ -63,65 +61,43 @@ TOY = Load(prompts=2, completions=2, prompt_tokens=12, new_tokens=4, vocabulary=
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table, or one JSON object; the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.rollout_throughput", description=str(__doc__).splitlines()[0]
+    return answered(
+        argv,
+        module="benchmarks.rollout_throughput",
+        question=__doc__,
+        options=options,
+        measure=compare,
+        work=work,
+        table=table,
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
-    parser.add_argument("--rounds", type=int, default=3, help="timed rounds in each process")
-    parser.add_argument("--repeats", type=int, default=2, help="processes for each variant")
-    parser.add_argument("--toy", action="store_true", help="a load of no size, to see that all works")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    arguments = parser.parse_args(argv)
-    if arguments.worker:
-        deliver(work(**json.loads(arguments.worker)))
-        return 0
-    try:
-        load = TOY if arguments.toy else Load()
-        report = compare(load, max(arguments.rounds, 1), max(arguments.repeats, 1))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    if arguments.json:
-        print(json.dumps(report, ensure_ascii=False))
-    else:
-        console = Console()
-        console.print(table(report))
-        for line in closing_lines(report):
-            console.print(line, highlight=False, markup=False)
-    return 0
 
 
-def compare(load: Load, rounds: int, repeats: int) -> dict[str, Any]:
-    """Everything measured, as one object."""
-    report: dict[str, Any] = {
-        "benchmark": "rollout_throughput",
-        "machine": machine(),
-        "held_equal": list(HELD_EQUAL),
-        "not_equal": list(NOT_EQUAL),
-        "load": asdict(load),
-        "rounds": rounds,
-        "repeats": repeats,
-    }
-    taken: dict[str, list[dict[str, float]]] = {variant: [] for variant in VARIANTS}
-    busy = []
+def options(parser: argparse.ArgumentParser) -> None:
+    """What can be asked for."""
+    parser.add_argument("--rounds", type=positive, default=3, help="timed rounds in each process")
+    parser.add_argument("--repeats", type=positive, default=2, help="processes for each variant")
+
+
+def compare(asked: argparse.Namespace) -> Report:
+    """Everything measured, as one object. Raises `UserError`."""
+    load = TOY if asked.toy else Load()
+    settings = {"load": asdict(load), "rounds": asked.rounds, "repeats": asked.repeats}
+    report = opened_report("rollout_throughput", HELD_EQUAL, NOT_EQUAL, **settings)
     with tempfile.TemporaryDirectory() as scratch:
         folder = make_model(Path(scratch) / "model", Model(vocabulary=load.vocabulary))
-        for variant in alternating(VARIANTS, repeats):
-            task = {"variant": variant, "folder": str(folder), "load": asdict(load), "rounds": rounds}
-            result = measured("benchmarks.rollout_throughput", task)
-            for one in result["rounds"]:
-                if one["tokens"] != load.tokens:
-                    raise UserError(f"{variant} made {one['tokens']:.0f} tokens, not {load.tokens}")
-            taken[variant] += result["rounds"][WARM_UP:]
-            busy.append(round(os.getloadavg()[0], 2))
-    report["machine_load"] = [min(busy), max(busy)]
-    report["variants"] = {
-        variant: {
-            "tokens_per_second": summary([one["tokens"] / one["seconds"] for one in rounds_taken]),
-            "peak": summary([one["peak"] for one in rounds_taken]),
+        task = {"folder": str(folder), "load": asdict(load), "rounds": asked.rounds}
+        taken = taken_in_turn("benchmarks.rollout_throughput", VARIANTS, asked.repeats, lambda variant: task)
+    report["machine_load"] = list(taken.load)
+    report["variants"] = {}
+    for variant, results in taken.results.items():
+        rounds = [one for result in results for one in result["rounds"][WARM_UP:]]
+        for one in rounds:
+            if one["tokens"] != load.tokens:
+                raise UserError(f"{variant} made {one['tokens']:.0f} tokens, not {load.tokens}")
+        report["variants"][variant] = {
+            "tokens_per_second": summary([one["tokens"] / one["seconds"] for one in rounds]),
+            "peak": summary([one["peak"] for one in rounds]),
         }
-        for variant, rounds_taken in taken.items()
-    }
     ours = report["variants"][OURS]["tokens_per_second"]["median"]
     report["ours_over_peer"] = {
         variant: ours / report["variants"][variant]["tokens_per_second"]["median"] for variant in VARIANTS[1:]
@@ -212,7 +188,7 @@ def _mlx_lm(variant: str, folder: str, ids: list[list[int]], size: Load) -> Call
     return run
 
 
-def table(report: dict[str, Any]) -> Table:
+def table(report: Report) -> Table:
     """The report for a person: medians, and in brackets the lowest and the highest."""
     size = report["load"]
     shown_table = Table(

@@ -3,54 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
-import io
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-from rich.console import Console, RenderableType
 
-from benchmarks import fresh_process, grpo_step, peer, rollout_throughput, scaling
-from benchmarks.fresh_process import alternating, closing_lines, measured, shown, summary
+from benchmarks import fresh_process, grpo_step, peer, rollout_throughput
+from benchmarks.command import closing_lines
+from benchmarks.fresh_process import alternating, measured, shown, summary
 from benchmarks.workload import Model, checksum, make_model, prompts
 from mlx_sumrl.errors import UserError
+from tests.benchmarks.programs import check_spread, run, text_of
 
 needs_peer = pytest.mark.skipif(
     importlib.util.find_spec("mlx_lm_lora") is None,
     reason="mlx-lm-lora is not installed: pip install 'mlx_sumrl[bench]'",
 )
-
-
-def run(name: str, *arguments: str) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-m", f"benchmarks.{name}", "--toy", "--json", *arguments],
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    report: dict[str, Any] = json.loads(done.stdout)
-    assert report["held_equal"]
-    assert report["machine"]["cores"] == os.cpu_count()
-    return report
-
-
-def text_of(table: RenderableType) -> str:
-    console = Console(file=io.StringIO(), width=250)
-    console.print(table)
-    assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue()
-
-
-def check_spread(numbers: dict[str, float], n: int) -> None:
-    assert numbers["n"] == n
-    assert 0 < numbers["lowest"] <= numbers["median"] <= numbers["highest"]
 
 
 @needs_peer
@@ -85,31 +52,6 @@ def test_rollout_throughput() -> None:
         assert shown(numbers["tokens_per_second"], digits=0) in shown_text
     for ratio in report["ours_over_peer"].values():
         assert f"{ratio:.2f} x" in shown_text
-
-
-def test_scaling() -> None:
-    report = run("scaling", "--steps", "1")
-    assert [(case["axis"], case["value"]) for case in report["cases"]] == [
-        ("group_size", 2),
-        ("group_size", 3),
-    ]
-    shown_text = text_of(scaling.table(report))
-    for case in report["cases"]:
-        check_spread(case["step"], n=1)
-        assert case["matmul_gflops"] > 0
-        assert f"group_size {case['value']}" in shown_text
-        assert shown(case["step"]) in shown_text
-
-
-def test_products_are_counted() -> None:
-    """One layer, two tokens of prompt, one completion of one token, by hand."""
-    model = Model(vocabulary=10, hidden=2, layers=1, heads=1, kv_heads=1)
-    # q, k, v, o of 2 x 2 and three matrices of 2 x 6.
-    assert model.block_parameters == 4 * 4 + 3 * 12
-    size = scaling.Size(group_size=1, prompt_tokens=2, new_tokens=1, vocabulary=10, prompts=1)
-    blocks = 2 * 52 * 3 + 4 * 2 * (2 * 2 + 1 * 3)
-    head = 2 * 2 * 10
-    assert size.gflop(model) == pytest.approx((4 * blocks + 5 * head) / 1e9)
 
 
 def test_the_parameters_are_those_of_the_model(tmp_path: Path) -> None:
@@ -147,7 +89,13 @@ def test_what_was_held_equal_stands_below_the_table() -> None:
 
 def test_a_worker_that_fails_says_why() -> None:
     with pytest.raises(UserError, match="measured nothing"):
-        measured("benchmarks.scaling", {"folder": "nowhere", "size": {}, "steps": 1})
+        measured("benchmarks.scaling", {"folder": "nowhere", "size": {}, "steps": 1, "matrix": 8})
+
+
+def test_a_count_is_a_whole_number_above_0(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        grpo_step.main(["--toy", "--steps", "0"])
+    assert "0 is not above 0" in capsys.readouterr().err
 
 
 def test_a_missing_peer_is_one_sentence(

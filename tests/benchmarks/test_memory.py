@@ -1,0 +1,217 @@
+"""The memory benchmark: shapes as published, phases that are all there, and a peak that is the largest of them."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import measured_step as step_module
+from benchmarks import memory, shapes
+from benchmarks.measured_step import IdsAsText, Load, grpo_options, measured_step
+from benchmarks.memory import configurations
+from benchmarks.own_steps import Recorder
+from benchmarks.shapes import SHAPES, make_shape
+from benchmarks.workload import REWARD, examples, prompts
+from mlx_sumrl.config import (
+    GrpoConfig,
+    LengthConfig,
+    OptimizerConfig,
+    PolicyConfig,
+    RewardConfig,
+    RunConfig,
+    SamplingConfig,
+    StageConfig,
+)
+from mlx_sumrl.errors import UserError
+from mlx_sumrl.policy.loading import load_policy
+from mlx_sumrl.reporting.model_shape import ModelShape
+from mlx_sumrl.training.trainer import Trainer
+from tests.benchmarks.programs import check_spread, run, text_of
+
+TINY = Load(prompts=1, group_size=3, prompt_tokens=9, new_tokens=5)
+"""One prompt: one micro-batch, whose gradients stay in the type of the weights."""
+HYBRID = SHAPES["lfm2-350m"] | {
+    "hidden_size": 64,
+    "block_dim": 64,
+    "block_ff_dim": 128,
+    "block_multiple_of": 32,
+    "num_hidden_layers": 3,
+    "full_attn_idxs": [1],
+    "layer_types": ["conv", "full_attention", "conv"],
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 400,
+}
+
+
+def asked(*arguments: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--toy", action="store_true")
+    memory.options(parser)
+    return parser.parse_args(arguments)
+
+
+def test_the_program() -> None:
+    report = run("memory", "--all", "--reference", "none", "--prompt-tokens", "12", "--repeats", "1")
+    assert report["load"] == {"prompts": 2, "group_size": 2, "prompt_tokens": 12, "new_tokens": 4}
+    kinds = [(one["shape"], one["tuning"], one["moments"]) for one in report["configurations"]]
+    assert kinds == [
+        ("toy", "full", "bfloat16"),
+        ("toy", "full", "blocks8"),
+        ("toy", "lora", "bfloat16"),
+        ("toy", "lora", "blocks8"),
+    ]
+    shown_text = text_of(memory.table(report))
+    for one in report["configurations"]:
+        assert list(one["phases"]) == ["rollout", "gradient", "update"]
+        for phase in one["phases"].values():
+            check_spread(phase["seconds"], n=1)
+            check_spread(phase["peak"], n=1)
+        assert one["peak"]["highest"] == max(phase["peak"]["highest"] for phase in one["phases"].values())
+        resident = one["resident"]
+        assert one["peak"]["highest"] >= resident["before"] >= resident["weights"] + resident["moments"]
+        assert f"{one['tuning']}, {one['moments']}" in shown_text
+        assert f"weights {resident['weights'] / 1e9:.3f}" in shown_text
+
+
+@pytest.mark.parametrize("moments", ["bfloat16", "blocks8"])
+def test_what_lies_in_memory_is_counted_by_hand(moments: Any, tmp_path: Path) -> None:
+    folder = make_shape(tmp_path / "toy", "toy")
+    result = measured_step(str(folder), TINY, "full", moments, "none")
+    # An embedding; in each of two layers q and o, k and v, three matrices, biases of q, k and v, two norms; one norm.
+    layer = 2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 192 + (64 + 2 * 32) + 2 * 64
+    parameters = 512 * 64 + 2 * layer + 64
+    assert result["parameters"] == parameters
+    assert result["weights"] == result["trained"] == result["gradients"] == 2 * parameters
+    if moments == "bfloat16":
+        assert result["moments"] == 4 * parameters
+    else:
+        assert 2 * parameters < result["moments"] < 2.5 * parameters
+    assert result["tokens"] == 3 * 5
+    assert result["grad_norm"] > 0
+    assert [phase["name"] for phase in result["phases"]] == ["rollout", "gradient", "update"]
+    assert result["peak"] == max(phase["peak"] for phase in result["phases"])
+    assert result["before"] == pytest.approx(result["weights"] + result["moments"], rel=0.1)
+    for phase in result["phases"]:
+        assert phase["peak"] >= phase["kept"]
+        assert phase["peak"] >= result["before"]
+
+
+def test_the_trainer_s_own_step_has_the_same_peak(tmp_path: Path) -> None:
+    """Its second step, whose peak it takes over everything from sampling to update."""
+    import mlx.core as mx
+
+    folder = str(make_shape(tmp_path / "toy", "toy"))
+
+    def below() -> int:
+        gc.collect()
+        return mx.get_active_memory()
+
+    start = below()
+    measured = measured_step(folder, TINY, "full", "bfloat16", "none")["peak"] - start
+    reward = RewardConfig(kind="function", function=REWARD)
+    config = RunConfig(
+        policy=PolicyConfig(model=folder, dtype="bfloat16", tuning="full", gradient_checkpointing=True),
+        sampling=SamplingConfig(max_tokens=TINY.new_tokens),
+        length=LengthConfig(target=1, tolerance=0),
+        grpo=GrpoConfig(prompts_per_step=TINY.prompts, group_size=TINY.group_size),
+        optimizer=OptimizerConfig(moments="bfloat16"),
+        stages=(StageConfig(name="measured", steps=2, rewards=(reward,)),),
+    )
+    start = below()
+    policy, recorder = load_policy(config.policy), Recorder()
+    policy.stop_ids, policy.tokenizer = frozenset(), IdsAsText()
+    asked_for = examples(prompts(TINY.prompts, TINY.prompt_tokens, policy.vocabulary))
+    Trainer(policy, config, progress=recorder).stage(config.stages[0], asked_for)
+    assert measured == pytest.approx(recorder.steps[1]["memory/peak_gb"] * 1e9 - start, rel=0.1)
+
+
+def test_adapters_leave_the_weights_alone(tmp_path: Path) -> None:
+    folder = make_shape(tmp_path / "toy", "toy")
+    result = measured_step(str(folder), TINY, "lora", "bfloat16", "none")
+    assert result["trained"] == result["gradients"] < result["weights"]
+    assert result["moments"] < 2 * result["trained"]
+
+
+def test_a_hybrid_of_convolutions_and_attention(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(SHAPES, "hybrid", HYBRID)
+    result = measured_step(str(make_shape(tmp_path / "hybrid", "hybrid")), TINY, "full", "bfloat16", "none")
+    assert result["grad_norm"] > 0
+    assert result["parameters"] == ModelShape.from_config(HYBRID).parameters
+
+
+@pytest.mark.parametrize(("shape", "parameters"), [("qwen2.5-0.5b", 494_032_768), ("lfm2-350m", 354_483_968)])
+def test_shapes_have_the_published_number_of_parameters(shape: str, parameters: int) -> None:
+    """Counted from the config, and from the model's own arrays, none of which is computed."""
+    import mlx.core as mx
+
+    from mlx_sumrl.policy import mlx_internals
+
+    assert ModelShape.from_config(SHAPES[shape]).parameters == parameters
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    names = mlx_internals.named_arrays(mlx_internals.new_model(SHAPES[shape]).parameters())
+    assert sum(array.size for array in names.values()) == parameters
+    assert mx.get_peak_memory() - before < 50e6
+
+
+def test_weights_are_written_in_shards(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import mlx.core as mx
+
+    monkeypatch.setattr(shapes, "SHARD", 50_000)
+    folder = make_shape(tmp_path / "toy", "toy")
+    files = sorted(folder.glob("model-*.safetensors"))
+    assert len(files) > 2
+    weights: dict[str, mx.array] = {}
+    for file in files:
+        part = mx.load(str(file))
+        assert isinstance(part, dict)
+        weights |= part
+    assert {array.dtype for array in weights.values()} == {mx.bfloat16}
+    spread = mx.std(weights["model.embed_tokens.weight"].astype(mx.float32))
+    assert float(spread.item()) == pytest.approx(0.02, rel=0.05)  # type: ignore[arg-type]
+    assert bool((weights["model.norm.weight"] == 1).all().item())
+
+
+def test_all_is_every_value_of_what_is_left_open(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load = Load()
+    assert [one.title for one in configurations(asked(), load)] == [
+        "qwen2.5-0.5b, full, moments bfloat16, reference none"
+    ]
+    monkeypatch.setattr(step_module, "grpo_options", _refuse_quantized)
+    monkeypatch.setattr(memory, "grpo_options", _refuse_quantized)
+    every = configurations(asked("--all", "--tuning", "full"), load)
+    assert [(one.shape, one.moments) for one in every] == [
+        ("qwen2.5-0.5b", "bfloat16"),
+        ("qwen2.5-0.5b", "blocks8"),
+        ("lfm2-350m", "bfloat16"),
+        ("lfm2-350m", "blocks8"),
+    ]
+    assert "left out: no such reference" in capsys.readouterr().err
+
+
+def _refuse_quantized(load: Load, reference: str) -> GrpoConfig:
+    if reference != "none":
+        raise UserError("no such reference")
+    return GrpoConfig()
+
+
+def test_a_reference_that_cannot_be_made_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    if "reference" in GrpoConfig.model_fields:
+        assert grpo_options(Load(), "quantized").beta > 0
+        return
+    assert memory.main(["--toy", "--reference", "quantized"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.strip().endswith("--reference none")
+
+
+def test_a_group_of_one_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert memory.main(["--toy", "--group-size", "1"]) == 2
+    assert "--group-size 1" in capsys.readouterr().err

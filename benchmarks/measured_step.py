@@ -36,7 +36,7 @@ UNUSED = 3
 
 Tuning = Literal["full", "lora"]
 Moments = Literal["bfloat16", "blocks8"]
-Reference = Literal["none", "quantized"]
+Reference = Literal["none", "copy", "8bit", "4bit"]
 
 
 @dataclass(frozen=True)
@@ -70,13 +70,9 @@ class IdsAsText:
 
 
 def grpo_options(load: Load, reference: Reference) -> GrpoConfig:
-    """The step's options. Raises `UserError` for a reference that the library cannot make yet."""
+    """The step's options."""
     given: dict[str, Any] = {"prompts_per_step": load.prompts, "group_size": load.group_size}
     if reference != "none":
-        if "reference" not in GrpoConfig.model_fields:
-            raise UserError(
-                "there is no quantized reference in this version (grpo.reference): --reference none"
-            )
         given |= {"beta": BETA, "reference": reference}
     return GrpoConfig(**given)
 
@@ -117,6 +113,8 @@ def measured_step(
         policy = load_policy(
             PolicyConfig(model=folder, dtype="bfloat16", tuning=tuning, gradient_checkpointing=True)
         )
+        if options.beta > 0 and tuning == "full":
+            policy.take_reference(options.reference)
         policy.stop_ids = frozenset()  # nothing ends a completion but its length
         policy.tokenizer = IdsAsText()
         rewards = build_rewards(

@@ -73,7 +73,7 @@ def own_sft_steps(
     clock = Clock()
     for rows in asked:
         clock.tick()
-        gradient = sft_gradient(policy, rows, options.micro_batch_rows)
+        gradient = sft_gradient(policy, rows, options.micro_batch_tokens)
         apply_update(policy, optimizer, guard, gradient, LEARNING_RATE)
     clock.tick()
     trained = sum(len(row.answer_ids) for batch in batches for row in batch)

@@ -149,7 +149,7 @@ class _Inputs:
         self, probabilities: Sequence[mx.array], output: mx.array, cotangent: mx.array
     ) -> _Gradients:
         """Cotangents of queries, keys, values and the prefix from that of the output."""
-        b, K, R, t, E = self.queries.shape
+        b, K, R, t, _E = self.queries.shape
         centre = (cotangent * output).astype(mx.float32).sum(axis=-1, keepdims=True)
         q, d = self._by_row(self.queries), self._by_row(cotangent)
         p = probabilities[0]

@@ -63,7 +63,7 @@ class Tiles:
 
 def tiles(N: int, V: int, budget: int, keep: bool) -> Tiles:
     """A single one where it fits and what it made can be kept (``keep``), small ones otherwise; see `Tiles`."""
-    if keep and 4 * N * V <= budget:
+    if keep and budget >= 4 * N * V:
         return Tiles((slice(0, N),), (slice(0, V),))
     numbers = max(min(budget, TILE) // 4, 1)
     wide = min(V, max(NARROWEST, numbers // max(N, 1)))

@@ -227,7 +227,7 @@ def _ways_out(
 ) -> tuple[str, ...]:
     ways = []
     if micro_batch_rows > 1:
-        ways.append(f"grpo.micro_batch_tokens lower")
+        ways.append("grpo.micro_batch_tokens lower")
     if not gradient_checkpointing:
         ways.append("policy.gradient_checkpointing true")
     if tuning == "full":

@@ -12,6 +12,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_map
+from mlx_sumrl.policy.shared_prefix import group_batch, group_logprobs
 from safetensors.numpy import save_file
 
 from mlx_sumrl.config import GrpoConfig, OptimizerConfig, PolicyConfig, SamplingConfig
@@ -21,7 +22,6 @@ from mlx_sumrl.policy.loading import load_policy
 from mlx_sumrl.policy.logprobs import completion_logprobs, token_batch
 from mlx_sumrl.policy.policy import Policy, Weights
 from mlx_sumrl.policy.reference import GROUP_SIZE, QuantizedReference, restored_reference
-from mlx_sumrl.policy.shared_prefix import group_batch, group_logprobs
 from mlx_sumrl.training.checkpoints import TrainState, load_checkpoint, save_checkpoint
 from mlx_sumrl.training.grpo import grpo_gradient
 from mlx_sumrl.training.optimizer import Optimizer

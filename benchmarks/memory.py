@@ -29,7 +29,6 @@ from benchmarks.measured_step import (
     Moments,
     Reference,
     Tuning,
-    grpo_options,
     measured_step,
 )
 from benchmarks.shapes import SHAPES, make_shape

@@ -61,12 +61,15 @@ class Tiles:
         return len(self.tokens) == len(self.vocabulary) == 1
 
 
-def tiles(N: int, V: int, budget: int, keep: bool) -> Tiles:
-    """A single one where it fits and what it made can be kept (``keep``), small ones otherwise; see `Tiles`."""
-    if keep and budget >= 4 * N * V:
+def tiles(N: int, V: int, D: int, budget: int, keep: bool) -> Tiles:
+    """A single one where it fits and what it made can be kept (``keep``), small ones otherwise; see `Tiles`.
+
+    ``D``, the width of the hidden states, counts as N does: a tile's weights and their gradient are float32 too.
+    """
+    if keep and budget >= 4 * max(N, D) * V:
         return Tiles((slice(0, N),), (slice(0, V),))
     numbers = max(min(budget, TILE) // 4, 1)
-    wide = min(V, max(NARROWEST, numbers // max(N, 1)))
+    wide = min(V, max(NARROWEST, numbers // max(N, D)))
     long = max(1, min(N, numbers // wide))
     return Tiles(_ranges(N, long), _ranges(V, wide))
 
@@ -89,7 +92,7 @@ def token_logprobs(
     hidden_ND = hidden_ND.astype(mx.float32)
     logits = _Logits(1 / options.temperature, mlx_internals.soft_cap(model))
     trained = differentiable and mlx_internals.head_is_trained(model)
-    cut = tiles(targets_N.size, mlx_internals.vocabulary(model), options.budget, keep=trained)
+    cut = tiles(targets_N.size, *dense.weight.shape, options.budget, keep=trained)
     if not differentiable:
         head = _Matrix(hidden_ND, dense.weight, dense.bias)
         return _forward(head, targets_N, cut, logits, _later, keep=False).logprobs
@@ -137,7 +140,7 @@ def head_gradient(
     head = _Matrix(hidden_ND.astype(mx.float32), dense.weight, dense.bias)
     logits = _Logits(1 / options.temperature, mlx_internals.soft_cap(model))
     trained = mlx_internals.head_is_trained(model)
-    cut = tiles(targets_N.size, mlx_internals.vocabulary(model), options.budget, keep=trained)
+    cut = tiles(targets_N.size, *dense.weight.shape, options.budget, keep=trained)
     gradients: dict[str, mx.array] = {}
     if trained:
         made = _forward(head, targets_N, cut, logits, mx.eval)

@@ -3,9 +3,9 @@
 Invariant: no array of tokens x vocabulary larger than the budget lives, forward or backward, whatever the model's
 vocabulary and the number of tokens.
 
-A head that is one plain matrix (tied to the embedding or not, with a bias or not), without a filter of the
-sampler, is worked on in tiles: a range of tokens times a range of the vocabulary. The log-sum-exp is carried from
-tile to tile (as in Milakov and Gimelshein 2018, arXiv:1805.02867), so each logit costs one exponential.
+A head that is one matrix (tied to the embedding or not, quantised or not, with a bias or not), without a filter
+of the sampler, is worked on in tiles: a range of tokens times a range of the vocabulary. The log-sum-exp is carried
+from tile to tile (as in Milakov and Gimelshein 2018, arXiv:1805.02867), so each logit costs one exponential.
 
 * A head that is trained makes its tiles again in the backward pass, vocabulary outside, tokens inside: a tile of
   its gradient is complete in float32 before it is rounded to the type of the weights. If all of it is one tile,
@@ -13,7 +13,7 @@ tile to tile (as in Milakov and Gimelshein 2018, arXiv:1805.02867), so each logi
 * A head that is not trained needs no second pass at all. With p the softmax, the gradient of log p(y) with
   respect to the hidden state is W_y - p W: a vector per token that is added up beside the log-sum-exp.
 
-Everything else (a filter, which has to see whole rows; LoRA, DoRA or quantised heads) goes through the model's own
+Everything else (a filter, which has to see whole rows; a head with adapters) goes through the model's own
 head, a range of tokens at a time, each computed again in the backward pass.
 
 `mx.depends` puts the tiles in a row: MLX would otherwise schedule all of them together.
@@ -21,14 +21,15 @@ head, a range of tokens at a time, each computed again in the backward pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_sumrl.policy import mlx_internals
+from mlx_sumrl.policy.mlx_internals import HeadMatrix
 from mlx_sumrl.rollouts.filters import filtered_logits
 
 TILE = 4_000_000
@@ -86,18 +87,17 @@ def token_logprobs(
     Differentiable with respect to the hidden states and to the head's trainable weights, unless
     ``differentiable`` is False, which is faster.
     """
-    dense = _dense(model, options)
-    if dense is None:
+    matrix = _matrix(model, options)
+    if matrix is None:
         return _by_tokens(model, hidden_ND, targets_N, options)
     hidden_ND = hidden_ND.astype(mx.float32)
     logits = _Logits(1 / options.temperature, mlx_internals.soft_cap(model))
     trained = differentiable and mlx_internals.head_is_trained(model)
-    cut = tiles(targets_N.size, *dense.weight.shape, options.budget, keep=trained)
+    cut = tiles(targets_N.size, mlx_internals.vocabulary(model), matrix.width, options.budget, keep=trained)
     if not differentiable:
-        head = _Matrix(hidden_ND, dense.weight, dense.bias)
-        return _forward(head, targets_N, cut, logits, _later, keep=False).logprobs
+        return _forward(hidden_ND, matrix, targets_N, cut, logits, _later, keep=False).logprobs
     compute = _trained_head if trained else _frozen_head
-    return compute(targets_N, cut, logits)(hidden_ND, dense.weight, dense.bias)
+    return compute(matrix, targets_N, cut, logits)(hidden_ND)
 
 
 @dataclass(frozen=True)
@@ -125,9 +125,9 @@ def head_gradient(
 
     ``cost`` returns the cost of log-probabilities [N], and anything else. Leaves traced arrays in the head.
     """
-    dense = _dense(model, options)
+    matrix = _matrix(model, options)
     priced = mx.value_and_grad(cost)
-    if dense is None:
+    if matrix is None:
         weights = mlx_internals.head_weights(model)
 
         def through(weights: Any, hidden: mx.array) -> Any:
@@ -137,19 +137,19 @@ def head_gradient(
         (value, rest), (found, d_hidden) = mx.value_and_grad(through, argnums=(0, 1))(weights, hidden_ND)
         mx.eval(value, rest, found, d_hidden)
         return HeadGradient(value, rest, d_hidden, mlx_internals.named_arrays(found))
-    head = _Matrix(hidden_ND.astype(mx.float32), dense.weight, dense.bias)
+    hidden = hidden_ND.astype(mx.float32)
     logits = _Logits(1 / options.temperature, mlx_internals.soft_cap(model))
     trained = mlx_internals.head_is_trained(model)
-    cut = tiles(targets_N.size, *dense.weight.shape, options.budget, keep=trained)
+    cut = tiles(targets_N.size, mlx_internals.vocabulary(model), matrix.width, options.budget, keep=trained)
     gradients: dict[str, mx.array] = {}
     if trained:
-        made = _forward(head, targets_N, cut, logits, mx.eval)
+        made = _forward(hidden, matrix, targets_N, cut, logits, mx.eval)
         (value, rest), cotangent_N = priced(made.logprobs)
-        d_hidden, *of_head = _backward(head, targets_N, cut, logits, made, cotangent_N, mx.eval)
+        d_hidden, *of_head = _backward(hidden, matrix, targets_N, cut, logits, made, cotangent_N, mx.eval)
         names = mlx_internals.head_names(model)
         gradients = dict(zip(names, of_head, strict=True))
     else:
-        logprobs_N, slopes_ND = _slopes(head, targets_N, cut, logits, mx.eval)
+        logprobs_N, slopes_ND = _slopes(hidden, matrix, targets_N, cut, logits, mx.eval)
         (value, rest), cotangent_N = priced(logprobs_N)
         d_hidden = slopes_ND * cotangent_N[:, None]
     d_hidden = d_hidden.astype(hidden_ND.dtype)
@@ -157,10 +157,10 @@ def head_gradient(
     return HeadGradient(value, rest, d_hidden, gradients)
 
 
-def _dense(model: nn.Module, options: HeadOptions) -> mlx_internals.DenseHead | None:
+def _matrix(model: nn.Module, options: HeadOptions) -> HeadMatrix | None:
     """The head's matrix, where tiles do; None where rows of logits have to be whole or the head is no matrix."""
     filtered = options.top_p < 1 or 0 < options.top_k < mlx_internals.vocabulary(model)
-    return None if filtered else mlx_internals.dense_head(model)
+    return None if filtered else mlx_internals.head_matrix(model)
 
 
 @dataclass(frozen=True)
@@ -188,45 +188,47 @@ class _Logits:
         return cotangent
 
 
-Compute = Callable[[mx.array, mx.array, mx.array | None], mx.array]
+Compute = Callable[[mx.array], mx.array]
+"""From hidden states to log-probabilities."""
 
 
-def _trained_head(targets_N: mx.array, cut: Tiles, logits: _Logits) -> Compute:
-    """Log-probabilities with gradients to hidden states, weight and bias, as part of a graph."""
+def _trained_head(matrix: HeadMatrix, targets_N: mx.array, cut: Tiles, logits: _Logits) -> Compute:
+    """With gradients to hidden states, weight and bias, as part of a graph."""
+
+    def holding(arrays: Sequence[mx.array]) -> HeadMatrix:
+        return replace(matrix, weight=arrays[0], bias=arrays[1] if len(arrays) > 1 else None)
 
     @mx.custom_function
-    def compute(*primals: mx.array) -> tuple[mx.array, ...]:
-        made = _forward(_Matrix(*primals), targets_N, cut, logits, _later)
+    def compute(hidden: mx.array, *weights: mx.array) -> tuple[mx.array, ...]:
+        made = _forward(hidden, holding(weights), targets_N, cut, logits, _later)
         return (made.logprobs, made.log_totals, *made.kept)
 
     @compute.vjp
     def compute_vjp(
         primals: tuple[mx.array, ...], cotangents: tuple[mx.array, ...], outputs: tuple[mx.array, ...]
     ) -> tuple[mx.array, ...]:
+        hidden, *weights = primals
         made = _Made(outputs[0], outputs[1], list(outputs[2:]))
-        return _backward(_Matrix(*primals), targets_N, cut, logits, made, cotangents[0], _later)
+        return _backward(hidden, holding(weights), targets_N, cut, logits, made, cotangents[0], _later)
 
-    return lambda hidden, weight, bias: compute(hidden, weight, *([] if bias is None else [bias]))[0]  # type: ignore[index]
+    weights = [matrix.weight, *([] if matrix.bias is None else [matrix.bias])]
+    return lambda hidden: compute(hidden, *weights)[0]  # type: ignore[index]
 
 
-def _frozen_head(targets_N: mx.array, cut: Tiles, logits: _Logits) -> Compute:
-    """Log-probabilities with gradients to hidden states alone, which are made on the way."""
+def _frozen_head(matrix: HeadMatrix, targets_N: mx.array, cut: Tiles, logits: _Logits) -> Compute:
+    """With gradients to hidden states alone, which are made on the way."""
 
-    def run(hidden: mx.array, weight: mx.array, bias: mx.array | None) -> mx.array:
-        @mx.custom_function
-        def compute(hidden: mx.array) -> tuple[mx.array, mx.array]:
-            return _slopes(_Matrix(hidden, weight, bias), targets_N, cut, logits, _later)
+    @mx.custom_function
+    def compute(hidden: mx.array) -> tuple[mx.array, mx.array]:
+        return _slopes(hidden, matrix, targets_N, cut, logits, _later)
 
-        @compute.vjp
-        def compute_vjp(
-            primals: mx.array, cotangents: tuple[mx.array, ...], outputs: tuple[mx.array, ...]
-        ) -> mx.array:
-            return outputs[1] * cotangents[0][:, None]
+    @compute.vjp
+    def compute_vjp(
+        primals: mx.array, cotangents: tuple[mx.array, ...], outputs: tuple[mx.array, ...]
+    ) -> mx.array:
+        return outputs[1] * cotangents[0][:, None]
 
-        result: mx.array = compute(hidden)[0]  # type: ignore[index]
-        return result
-
-    return run
+    return lambda hidden: compute(hidden)[0]  # type: ignore[index]
 
 
 Settle = Callable[..., Any]
@@ -235,20 +237,6 @@ Settle = Callable[..., Any]
 
 def _later(*arrays: Any) -> None:
     """Leave them to whoever evaluates the graph; `mx.depends` keeps the order."""
-
-
-@dataclass(frozen=True)
-class _Matrix:
-    """Hidden states [N, D] float32, and a plain head."""
-
-    hidden: mx.array
-    weight: mx.array
-    bias: mx.array | None = None
-
-    def rows(self, rows: slice) -> tuple[mx.array, mx.array | None]:
-        """Weight and bias of a range of the vocabulary, float32."""
-        bias = None if self.bias is None else self.bias[rows].astype(mx.float32)
-        return self.weight[rows].astype(mx.float32), bias
 
 
 @dataclass(frozen=True)
@@ -262,18 +250,24 @@ class _Made:
 
 
 def _forward(
-    head: _Matrix, targets_N: mx.array, cut: Tiles, logits: _Logits, settle: Settle, keep: bool = True
+    hidden: mx.array,
+    matrix: HeadMatrix,
+    targets_N: mx.array,
+    cut: Tiles,
+    logits: _Logits,
+    settle: Settle,
+    keep: bool = True,
 ) -> _Made:
     """Log-probabilities and what a backward pass needs."""
     parts: list[_Running] = []
     kept: list[mx.array] = []
     for tokens in cut.tokens:
         targets = targets_N[tokens]
-        (h,) = mx.depends([head.hidden[tokens]], [part.total for part in parts[-1:]])
+        (h,) = mx.depends([hidden[tokens]], [part.total for part in parts[-1:]])
         running = _Running.start(targets.size)
         for rows in cut.vocabulary:
             (h,) = mx.depends([h], [running.total])
-            z = logits.of(h, *head.rows(rows))
+            z = logits.of(h, *_tile(matrix, rows))
             running, e = running.add(z, targets, rows)
             if cut.single and keep:
                 kept = [e / running.total[:, None], *([] if logits.cap is None else [z])]
@@ -284,7 +278,8 @@ def _forward(
 
 
 def _backward(
-    head: _Matrix,
+    hidden: mx.array,
+    matrix: HeadMatrix,
     targets_N: mx.array,
     cut: Tiles,
     logits: _Logits,
@@ -293,15 +288,15 @@ def _backward(
     settle: Settle,
 ) -> tuple[mx.array, ...]:
     """Gradients of hidden states, weight and, where there is one, bias."""
-    d_hidden = [mx.zeros(head.hidden[tokens].shape) for tokens in cut.tokens]
-    d_weight = mx.zeros(head.weight.shape, dtype=head.weight.dtype)
+    d_hidden = [mx.zeros(hidden[tokens].shape) for tokens in cut.tokens]
+    d_weight = mx.zeros(matrix.weight.shape, dtype=matrix.weight.dtype)
     settle(d_weight)
     d_bias = []
     for rows in cut.vocabulary:
-        w, b = head.rows(rows)
+        w, b = _tile(matrix, rows)
         of_weight, of_bias = mx.zeros(w.shape), mx.zeros(w.shape[:1])
         for place, tokens in enumerate(cut.tokens):
-            (h,) = mx.depends([head.hidden[tokens]], [d_hidden[place], of_weight])
+            (h,) = mx.depends([hidden[tokens]], [d_hidden[place], of_weight])
             if cut.single:
                 p, z = made.kept[0], made.kept[-1]
                 made.kept.clear()  # so that they go as soon as they are used
@@ -321,24 +316,29 @@ def _backward(
         settle(d_weight)
         d_bias.append(of_bias)
     gradients = [mx.concatenate(d_hidden), d_weight]
-    if head.bias is not None:
-        gradients.append(mx.concatenate(d_bias).astype(head.bias.dtype))
+    if matrix.bias is not None:
+        gradients.append(mx.concatenate(d_bias).astype(matrix.bias.dtype))
     return tuple(gradients)
 
 
 def _slopes(
-    head: _Matrix, targets_N: mx.array, cut: Tiles, logits: _Logits, settle: Settle
+    hidden: mx.array,
+    matrix: HeadMatrix,
+    targets_N: mx.array,
+    cut: Tiles,
+    logits: _Logits,
+    settle: Settle,
 ) -> tuple[mx.array, mx.array]:
     """Log-probabilities [N], and the gradient of each with respect to its hidden state [N, D]."""
     logprobs: list[mx.array] = []
     slopes: list[mx.array] = []
     for tokens in cut.tokens:
         targets = targets_N[tokens]
-        (h,) = mx.depends([head.hidden[tokens]], slopes[-1:])
+        (h,) = mx.depends([hidden[tokens]], slopes[-1:])
         running, mean = _Running.start(targets.size), mx.zeros(h.shape)
         for rows in cut.vocabulary:
             (h,) = mx.depends([h], [running.total, mean])
-            w, b = head.rows(rows)
+            w, b = _tile(matrix, rows)
             z, top = logits.of(h, w, b), running.top
             running, e = running.add(z, targets, rows)
             mean = mean * mx.exp(top - running.top)[:, None] + logits.back(e, z) @ w
@@ -346,7 +346,7 @@ def _slopes(
             settle(running.top, running.total, running.chosen, mean)
         logprobs.append(running.logprobs)
         own = logits.back(mx.ones((targets.size, 1)), running.chosen[:, None])
-        slopes.append(head.weight[targets].astype(mx.float32) * own - mean / running.total[:, None])
+        slopes.append(matrix.rows(targets) * own - mean / running.total[:, None])
         settle(slopes[-1])
     return mx.concatenate(logprobs), mx.concatenate(slopes)
 
@@ -412,6 +412,11 @@ def _by_tokens(model: nn.Module, hidden_ND: mx.array, targets_N: mx.array, optio
         (hidden,) = mx.depends([hidden_ND[tokens]], parts[-1:])
         parts.append(mx.checkpoint(logprobs)(weights, hidden))
     return mx.concatenate(parts)
+
+
+def _tile(matrix: HeadMatrix, rows: slice) -> tuple[mx.array, mx.array | None]:
+    """Weight and bias of a range of the vocabulary, float32."""
+    return matrix.rows(rows), None if matrix.bias is None else matrix.bias[rows].astype(mx.float32)
 
 
 def _ranges(size: int, step: int) -> tuple[slice, ...]:

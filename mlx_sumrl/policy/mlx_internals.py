@@ -72,17 +72,17 @@ def head(model: nn.Module, hidden: mx.array) -> mx.array:
     The product itself is done in float32: rounded to bfloat16, a logit near 20 is off by up to 0.06.
     """
     hidden = hidden.astype(mx.float32)
-    dense = dense_head(model)
-    if dense is not None and dense.weight.dtype != mx.float32:
+    matrix = head_matrix(model)
+    if matrix is not None and matrix.codes is None and matrix.weight.dtype != mx.float32:
         # A range of the vocabulary at a time: no float32 copy of the whole matrix.
         logits = mx.concatenate(
             [
-                hidden @ dense.weight[start : start + HEAD_ROWS].astype(mx.float32).T
-                for start in range(0, dense.weight.shape[0], HEAD_ROWS)
+                hidden @ matrix.rows(slice(start, start + HEAD_ROWS)).T
+                for start in range(0, matrix.weight.shape[0], HEAD_ROWS)
             ],
             axis=-1,
         )
-        logits = logits if dense.bias is None else logits + dense.bias.astype(mx.float32)
+        logits = logits if matrix.bias is None else logits + matrix.bias.astype(mx.float32)
     else:
         module = _head_module(model)
         logits = module.as_linear(hidden) if hasattr(module, "as_linear") else module(hidden)
@@ -92,21 +92,39 @@ def head(model: nn.Module, hidden: mx.array) -> mx.array:
 
 
 @dataclass(frozen=True)
-class DenseHead:
-    """A head that is one plain matrix."""
+class HeadMatrix:
+    """A head that is one matrix [V, D], plain or quantised."""
 
     weight: mx.array
-    """[V, D]"""
+    """[V, D], or its packed codes."""
     bias: mx.array | None
     """[V]"""
+    width: int
+    """D"""
+    codes: dict[str, Any] | None = None
+    """What `mx.dequantize` needs beside the packed codes: arrays with a row for each of the vocabulary, and options."""
+
+    def rows(self, which: slice | mx.array) -> mx.array:
+        """Rows of the matrix in float32."""
+        if self.codes is None:
+            return self.weight[which].astype(mx.float32)
+        rest: dict[str, Any] = {
+            name: value[which] if isinstance(value, mx.array) else value for name, value in self.codes.items()
+        }
+        return mx.dequantize(self.weight[which], **rest).astype(mx.float32)
 
 
-def dense_head(model: nn.Module) -> DenseHead | None:
-    """The head's matrix; None for one with adapters or quantised."""
+def head_matrix(model: nn.Module) -> HeadMatrix | None:
+    """The head's matrix; None for one with adapters."""
     module = _head_module(model)
-    if type(module) not in (nn.Linear, nn.Embedding):
-        return None
-    return DenseHead(module.weight, module.get("bias"))
+    if type(module) in (nn.Linear, nn.Embedding):
+        return HeadMatrix(module.weight, module.get("bias"), module.weight.shape[-1])
+    if isinstance(module, nn.QuantizedLinear | nn.QuantizedEmbedding):
+        codes = {name: module[name] for name in ("scales", "biases") if name in module}
+        codes |= {"group_size": module.group_size, "bits": module.bits, "mode": module.mode}
+        width = module.weight.shape[-1] * 32 // module.bits
+        return HeadMatrix(module.weight, module.get("bias"), width, codes)
+    return None
 
 
 def head_is_trained(model: nn.Module) -> bool:

@@ -142,7 +142,7 @@ def measured_step(
     gradients = _bytes(gradient.gradients)
     with phase("update"):
         metrics = apply_update(policy, optimizer, guard, gradient, LEARNING_RATE)
-    if guard.total or advantages.zero_spread or not gradient.gradients:
+    if guard.total or advantages.zero_spread or not gradients:
         raise UserError(
             "the measured step was no whole one: a gradient not finite, or a group without a spread"
         )

@@ -19,6 +19,7 @@ import numpy as np
 from mlx_sumrl.data.example import Example
 from mlx_sumrl.policy import mlx_internals
 from mlx_sumrl.policy.policy import Policy
+from mlx_sumrl.policy.sampling_cache import spread
 from mlx_sumrl.rollouts.filters import filtered_logits
 from mlx_sumrl.rollouts.types import Completion, Group, Sampling
 
@@ -136,7 +137,7 @@ class LocalSampler:
     ) -> list[_Row]:
         """``repeats[i]`` completions of each prompt, side by side."""
         model = self.policy.model
-        caches = mlx_internals.spread([prompt.cache for prompt in prompts], repeats, sampling.max_tokens)
+        caches = spread([prompt.cache for prompt in prompts], repeats, sampling.max_tokens)
         last_hidden = [
             mx.repeat(p.last_hidden, count, axis=0) for p, count in zip(prompts, repeats, strict=True)
         ]

@@ -20,11 +20,9 @@ from mlx_sumrl.data.example import Example
 from mlx_sumrl.policy import mlx_internals
 from mlx_sumrl.policy.policy import Policy
 from mlx_sumrl.policy.sampling_cache import spread
-from mlx_sumrl.rollouts.filters import filtered_logits
+from mlx_sumrl.rollouts.draw import draw, uniforms
 from mlx_sumrl.rollouts.types import Completion, Group, Sampling
 
-BELOW_ONE = 1 - 2.0**-20
-"""Keeps a uniform draw clear of the total after rounding; shifts no probability by more than 1e-6."""
 RETIRE_AT = 0.75
 """The batch is compacted once no more than this share of its rows is still going."""
 
@@ -174,33 +172,3 @@ class LocalSampler:
             hidden = mlx_internals.backbone(model, tokens_B[:, None], caches)[:, -1]
             logits_BV = mlx_internals.head(model, hidden)
         return rows
-
-
-def uniforms(seed: int, place: int, group_size: int, tokens: int) -> np.ndarray:
-    """Numbers in [0, 1), float32 [G, T], for the group at ``place``; a larger G or T only adds to them.
-
-    Philox (Salmon et al. 2011) is a function of key and counter: seed and prompt are the key, the completion is
-    the counter's top word, its tokens count up below. MLX's generator gives other numbers for another shape.
-    """
-    rows = [np.random.Philox(key=[seed, place], counter=[0, 0, 0, row]) for row in range(group_size)]
-    return np.stack([np.random.Generator(row).random(tokens, dtype=np.float32) for row in rows])
-
-
-def draw(logits_BV: mx.array, sampling: Sampling, uniforms_B: mx.array) -> tuple[mx.array, mx.array]:
-    """Token ids [B] and their log-probabilities [B] under the sampling distribution.
-
-    Inverse transform sampling with one uniform number in [0, 1) a row. At temperature 0 the most likely token,
-    with its log-probability at temperature 1.
-    """
-    logits_BV = filtered_logits(
-        logits_BV, temperature=sampling.temperature or 1.0, top_p=sampling.top_p, top_k=sampling.top_k
-    )
-    logprobs_BV = logits_BV - mx.logsumexp(logits_BV, axis=-1, keepdims=True)
-    if sampling.temperature == 0:
-        tokens_B = mx.argmax(logprobs_BV, axis=-1)
-    else:
-        cumulative_BV = mx.cumsum(mx.exp(logprobs_BV), axis=-1)
-        thresholds_B1 = (uniforms_B[:, None] * BELOW_ONE) * cumulative_BV[:, -1:]
-        # The first token whose cumulative probability exceeds the threshold; it has a probability above 0.
-        tokens_B = mx.argmax(cumulative_BV > thresholds_B1, axis=-1)
-    return tokens_B, mx.take_along_axis(logprobs_BV, tokens_B[:, None], axis=-1)[:, 0]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,15 @@ def head(model: nn.Module, hidden: mx.array) -> mx.array:
         model.lm_head(hidden) if "lm_head" in model else model.model.embed_tokens.as_linear(hidden)
     )
     return logits.astype(mx.float32)
+
+
+def widened_head(model: nn.Module) -> Callable[[mx.array], mx.array]:
+    """`head` as it is now, for many calls: weights that are not float32 are widened once and not at each call."""
+    module = model.lm_head if "lm_head" in model else model.model.embed_tokens
+    if type(module) not in (nn.Linear, nn.Embedding) or "bias" in module or module.weight.dtype == mx.float32:
+        return partial(head, model)
+    weight: mx.array = module.weight.astype(mx.float32)
+    return lambda hidden: hidden.astype(mx.float32) @ weight.T
 
 
 def head_weights(model: nn.Module) -> dict[str, Any]:

@@ -29,7 +29,7 @@ class BatchCache:
             for cache, length, count in zip(prompts, lengths, repeats, strict=True):
                 array = getattr(cache, which)[..., :length, :]
                 padded = mx.pad(array, [(0, 0), (0, 0), (longest - length, room), (0, 0)])
-                rows.append(mx.repeat(padded, count, axis=0))
+                rows.append(mx.broadcast_to(padded, (count, *padded.shape[1:])))
             return mx.concatenate(rows, axis=0)
 
         self.keys, self.values = lay_out("keys"), lay_out("values")

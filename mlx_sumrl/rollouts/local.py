@@ -176,14 +176,15 @@ class LocalSampler:
             alive = [i for i, index in enumerate(going) if not rows[index].stopped]
             if not alive or following is None:
                 break
+            step = following
+            _start(step, caches)
             if len(alive) <= RETIRE_AT * len(going):
+                # Of the step under way: the layers are then compacted one by one within the next.
                 chosen = mx.array(alive)
                 for cache in caches:
                     cache.keep(chosen)
-                following, uniforms_BT = following.keep(chosen), uniforms_BT[chosen]
+                step, uniforms_BT = step.keep(chosen), uniforms_BT[chosen]
                 going = [going[i] for i in alive]
-            step = following
-            _start(step, caches)
         return rows
 
     def _drawn(self, logits_BV: mx.array, sampling: Sampling, uniforms_BT: mx.array, position: int) -> _Drawn:

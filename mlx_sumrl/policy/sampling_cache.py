@@ -12,6 +12,13 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlx_sumrl.errors import UserError
+
+Parts = tuple[mx.array, ...]
+"""What keys or values are kept as: one array, or quantised codes, scales and biases."""
+GROUP_SIZES = (64, 32)
+"""Values that share a scale and a bias, the larger the better; MLX has kernels for these."""
+
 
 class BatchCache:
     """Keys and values of one attention layer for a batch of completions whose prompts differ in length.
@@ -24,18 +31,23 @@ class BatchCache:
         lengths = [cache.offset for cache in prompts]
         longest = max(lengths)
 
-        def lay_out(which: str) -> mx.array:
+        def lay_out(arrays: Sequence[mx.array]) -> Parts:
             rows = []
-            for cache, length, count in zip(prompts, lengths, repeats, strict=True):
-                array = getattr(cache, which)[..., :length, :]
-                padded = mx.pad(array, [(0, 0), (0, 0), (longest - length, room), (0, 0)])
-                rows.append(mx.broadcast_to(padded, (count, *padded.shape[1:])))
-            return mx.concatenate(rows, axis=0)
+            for array, length, count in zip(arrays, lengths, repeats, strict=True):
+                widths = [(0, 0), (0, 0), (longest - length, room), (0, 0)]
+                padded = [mx.pad(part, widths) for part in self._stored(array[..., :length, :])]
+                rows.append([mx.broadcast_to(part, (count, *part.shape[1:])) for part in padded])
+            return tuple(mx.concatenate(list(parts)) for parts in zip(*rows, strict=True))
 
-        self.keys, self.values = lay_out("keys"), lay_out("values")
+        self.keys = lay_out([cache.keys for cache in prompts])
+        self.values = lay_out([cache.values for cache in prompts])
         self.filled: int = longest
         padding = [longest - n for n, count in zip(lengths, repeats, strict=True) for _ in range(count)]
         self.padding_B = mx.array(padding) if any(padding) else None
+
+    def _stored(self, array: mx.array) -> Parts:
+        """Keys or values [B, H, L, D] as they are kept."""
+        return (array,)
 
     @property
     def offset(self) -> mx.array | int:
@@ -44,13 +56,18 @@ class BatchCache:
             return self.filled
         return mx.subtract(self.filled, self.padding_B)
 
-    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Any, Any]:
         """Append keys and values [B, H, 1, D]; all of them so far, padding included."""
         end = self.filled + keys.shape[2]
-        self.keys[..., self.filled : end, :] = keys
-        self.values[..., self.filled : end, :] = values
+        for kept, new in ((self.keys, keys), (self.values, values)):
+            for part, new_part in zip(kept, self._stored(new), strict=True):
+                part[..., self.filled : end, :] = new_part
         self.filled = end
-        return self.keys[..., :end, :], self.values[..., :end, :]
+        return self._fetched(self.keys), self._fetched(self.values)
+
+    def _fetched(self, kept: Parts) -> Any:
+        """As mlx-lm's attention takes them from a cache of this kind."""
+        return kept[0][..., : self.filled, :]
 
     def make_mask(
         self, n: int, return_array: bool = False, window_size: int | None = None
@@ -64,14 +81,34 @@ class BatchCache:
 
     def keep(self, rows: mx.array) -> None:
         """Go on with these rows only."""
-        self.keys, self.values = self.keys[rows], self.values[rows]
+        self.keys = tuple(part[rows] for part in self.keys)
+        self.values = tuple(part[rows] for part in self.values)
         if self.padding_B is not None:
             self.padding_B = self.padding_B[rows]
 
     @property
     def arrays(self) -> list[mx.array]:
         """What has to be evaluated with each step."""
-        return [self.keys, self.values]
+        return [*self.keys, *self.values]
+
+
+class QuantizedBatchCache(BatchCache):
+    """The same with keys and values kept in few bits; mlx-lm's attention multiplies with them as they are.
+
+    It takes that way for a cache that has `bits` and `group_size`.
+    """
+
+    def __init__(self, prompts: Sequence[Any], repeats: Sequence[int], room: int, bits: int) -> None:
+        self.bits = bits
+        self.group_size = group_size(prompts[0].keys.shape[-1], bits)
+        super().__init__(prompts, repeats, room)
+
+    def _stored(self, array: mx.array) -> Parts:
+        codes, scales, *biases = mx.quantize(array, group_size=self.group_size, bits=self.bits)
+        return (codes, scales, *biases)
+
+    def _fetched(self, kept: Parts) -> Any:
+        return tuple(part[..., : self.filled, :] for part in kept)
 
 
 class BatchState:
@@ -110,14 +147,30 @@ class BatchState:
         return self.state
 
 
+def group_size(head_dim: int, bits: int) -> int:
+    """How many of a head's values share a scale. Raises `UserError` for a head that is no multiple of any."""
+    for size in GROUP_SIZES:
+        if head_dim % size == 0:
+            return size
+    raise UserError(
+        f"sampling.cache_bits {bits}: this model's attention heads have {head_dim} values, and a quantised cache "
+        f"needs a multiple of {GROUP_SIZES[-1]}; leave sampling.cache_bits out"
+    )
+
+
 def spread(
-    prompts: Sequence[Sequence[Any]], repeats: Sequence[int], room: int
+    prompts: Sequence[Sequence[Any]], repeats: Sequence[int], room: int, bits: int | None = None
 ) -> list[BatchCache | BatchState]:
-    """Caches of P prompts, each filled once, as caches of ``repeats[p]`` rows each with ``room`` more tokens."""
+    """Caches of P prompts, each filled once, as caches of ``repeats[p]`` rows each with ``room`` more tokens.
+
+    With ``bits``, keys and values are quantised; states of convolutions never are.
+    """
     spread_caches: list[BatchCache | BatchState] = []
     for layer in zip(*prompts, strict=True):
-        if hasattr(layer[0], "update_and_fetch"):
+        if not hasattr(layer[0], "update_and_fetch"):
+            spread_caches.append(BatchState(layer, repeats))
+        elif bits is None:
             spread_caches.append(BatchCache(layer, repeats, room))
         else:
-            spread_caches.append(BatchState(layer, repeats))
+            spread_caches.append(QuantizedBatchCache(layer, repeats, room, bits))
     return spread_caches

@@ -17,9 +17,11 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_sumrl.data.example import Example
+from mlx_sumrl.errors import UserError
 from mlx_sumrl.policy import mlx_internals
 from mlx_sumrl.policy.policy import Policy
-from mlx_sumrl.policy.sampling_cache import BatchCache, BatchState, spread
+from mlx_sumrl.policy.sampling_cache import BatchCache, BatchState, group_size, spread
+from mlx_sumrl.reporting.model_shape import ModelShape
 from mlx_sumrl.rollouts.draw import draw, uniforms
 from mlx_sumrl.rollouts.types import Completion, Group, Sampling
 
@@ -87,10 +89,23 @@ def row_batches(prompts: int, group_size: int, max_rows: int) -> list[list[Span]
 class LocalSampler:
     """Samples with a `Policy` in this process; implements `Sampler`."""
 
-    def __init__(self, policy: Policy, max_rows: int = 64) -> None:
+    def __init__(self, policy: Policy, max_rows: int = 64, cache_bits: int | None = None) -> None:
+        """Raises `UserError` when ``cache_bits`` is not 4, 8 or None, or the policy's heads do not fit them."""
+        if cache_bits not in (None, 4, 8):
+            raise UserError(
+                f"sampling.cache_bits {cache_bits}: a cache has 4 or 8 bits; null does not quantise"
+            )
+        if cache_bits is not None:
+            group_size(ModelShape.from_config(policy.config).head_dim, cache_bits)
         self.policy = policy
         self.max_rows = max_rows
         """Completions decoded at once."""
+        self.cache_bits = cache_bits
+        """Bits of a key or value while completions are decoded, or None for those of the policy.
+
+        Log-probabilities are those of the policy with this cache, the one that sampled: not of the policy that is
+        trained, whose ratio to it is then not 1 even on the same weights.
+        """
         self.policy_version = 0
         """Stamped on every completion."""
 
@@ -112,7 +127,10 @@ class LocalSampler:
                 if span.prompt not in filled:
                     filled[span.prompt] = self._fill(examples[span.prompt])
             caches, last_hidden_BD = _side_by_side(
-                [filled[span.prompt] for span in batch], [span.rows for span in batch], sampling.max_tokens
+                [filled[span.prompt] for span in batch],
+                [span.rows for span in batch],
+                sampling.max_tokens,
+                self.cache_bits,
             )
             for span in batch:
                 if span.first + span.rows == group_size:
@@ -206,10 +224,10 @@ class LocalSampler:
 
 
 def _side_by_side(
-    prompts: Sequence[_FilledPrompt], repeats: Sequence[int], room: int
+    prompts: Sequence[_FilledPrompt], repeats: Sequence[int], room: int, bits: int | None
 ) -> tuple[list[BatchCache | BatchState], mx.array]:
     """Caches of ``repeats[i]`` completions of each prompt, ``room`` tokens long, and hidden states [B, D]."""
-    caches = spread([prompt.cache for prompt in prompts], repeats, room)
+    caches = spread([prompt.cache for prompt in prompts], repeats, room, bits)
     hidden = [mx.repeat(p.last_hidden, count, axis=0) for p, count in zip(prompts, repeats, strict=True)]
     return caches, mx.concatenate(hidden)
 

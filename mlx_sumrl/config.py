@@ -160,9 +160,9 @@ class SamplingConfig(Room):
     max_rows: int = Field(default=64, gt=0)
     """Completions that the local sampler decodes at once; more need more memory."""
     cache_bits: Literal[4, 8] | None = None
-    """Keep the local sampler's keys and values in 4 or 8 bits; null keeps them as they are. The completions are then
-    drawn from another policy, the one with this cache, and their log-probabilities are its own: the ratio corrects
-    for it. They move by .004 on average with 8 bits and by .07 with 4 (a 4.8 M-parameter summariser)."""
+    """Keep the local sampler's keys and values in 4 or 8 bits; null keeps them as they are. Completions are then
+    drawn from another policy, the one with this cache; so is what is recorded of them, and the ratio corrects for
+    it. Log p moves by .004 on average with 8 bits and by .07 with 4 (a summariser of 5 M parameters)."""
 
 
 class LengthConfig(Room):

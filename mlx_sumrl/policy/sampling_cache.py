@@ -3,6 +3,10 @@
 They answer to what mlx-lm's blocks ask of a cache (``offset``, ``update_and_fetch``, ``make_mask``; for
 convolutions ``[0]``, ``lengths``, ``advance``). Each begins with the filled caches of the prompts, which
 `mlx_internals.prompt_cache` makes.
+
+Left as it is: with fewer heads for keys than for queries, MLX's CPU attention makes a small product for each row
+and head (64 rows, 232 keys: 2.9 ms a layer, 1.8 with a group's heads as rows of one product). A cache never
+sees the queries, so nothing here can group them.
 """
 
 from __future__ import annotations

@@ -164,6 +164,10 @@ class SamplingConfig(Room):
     """Most tokens of a completion, the stop token counted."""
     max_rows: int = Field(default=64, gt=0)
     """Completions that the local sampler decodes at once; more need more memory."""
+    cache_bits: Literal[4, 8] | None = None
+    """Keep the local sampler's keys and values in 4 or 8 bits; null keeps them as they are. Completions are then
+    drawn from another policy, the one with this cache; so is what is recorded of them, and the ratio corrects for
+    it. Log p moves by .004 on average with 8 bits and by .07 with 4 (a summariser of 5 M parameters)."""
 
 
 class LengthConfig(Room):

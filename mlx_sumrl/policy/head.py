@@ -29,6 +29,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_sumrl.policy import mlx_internals
+from mlx_sumrl.policy.log_sum_exp import LogitRule, RunningTotals, columns
 from mlx_sumrl.policy.mlx_internals import HeadMatrix
 from mlx_sumrl.rollouts.filters import filtered_logits
 
@@ -91,7 +92,7 @@ def token_logprobs(
     if matrix is None:
         return _by_tokens(model, hidden_ND, targets_N, options)
     hidden_ND = hidden_ND.astype(mx.float32)
-    logits = _Logits(1 / options.temperature, mlx_internals.soft_cap(model))
+    logits = LogitRule(1 / options.temperature, mlx_internals.soft_cap(model))
     trained = differentiable and mlx_internals.head_is_trained(model)
     cut = tiles(targets_N.size, mlx_internals.vocabulary(model), matrix.width, options.budget, keep=trained)
     if not differentiable:
@@ -138,7 +139,7 @@ def head_gradient(
         mx.eval(value, rest, found, d_hidden)
         return HeadGradient(value, rest, d_hidden, mlx_internals.named_arrays(found))
     hidden = hidden_ND.astype(mx.float32)
-    logits = _Logits(1 / options.temperature, mlx_internals.soft_cap(model))
+    logits = LogitRule(1 / options.temperature, mlx_internals.soft_cap(model))
     trained = mlx_internals.head_is_trained(model)
     cut = tiles(targets_N.size, mlx_internals.vocabulary(model), matrix.width, options.budget, keep=trained)
     gradients: dict[str, mx.array] = {}
@@ -163,36 +164,11 @@ def _matrix(model: nn.Module, options: HeadOptions) -> HeadMatrix | None:
     return None if filtered else mlx_internals.head_matrix(model)
 
 
-@dataclass(frozen=True)
-class _Logits:
-    """From products of hidden states and weights to logits, and back: temperature and capping."""
-
-    scale: float
-    cap: float | None
-
-    def of(self, hidden: mx.array, weight: mx.array, bias: mx.array | None) -> mx.array:
-        """Logits [n, v] of a tile."""
-        logits = hidden @ weight.T
-        if bias is not None:
-            logits = logits + bias
-        if self.cap is not None:
-            logits = self.cap * mx.tanh(logits / self.cap)
-        return logits * self.scale if self.scale != 1 else logits
-
-    def back(self, cotangent: mx.array, logits: mx.array) -> mx.array:
-        """Cotangents of the products, before the bias, from those of the logits."""
-        if self.scale != 1:
-            cotangent = cotangent * self.scale
-        if self.cap is not None:
-            cotangent = cotangent * (1 - mx.square(logits / (self.scale * self.cap)))
-        return cotangent
-
-
 Compute = Callable[[mx.array], mx.array]
 """From hidden states to log-probabilities."""
 
 
-def _trained_head(matrix: HeadMatrix, targets_N: mx.array, cut: Tiles, logits: _Logits) -> Compute:
+def _trained_head(matrix: HeadMatrix, targets_N: mx.array, cut: Tiles, logits: LogitRule) -> Compute:
     """With gradients to hidden states, weight and bias, as part of a graph."""
 
     def holding(arrays: Sequence[mx.array]) -> HeadMatrix:
@@ -215,7 +191,7 @@ def _trained_head(matrix: HeadMatrix, targets_N: mx.array, cut: Tiles, logits: _
     return lambda hidden: compute(hidden, *weights)[0]  # type: ignore[index]
 
 
-def _frozen_head(matrix: HeadMatrix, targets_N: mx.array, cut: Tiles, logits: _Logits) -> Compute:
+def _frozen_head(matrix: HeadMatrix, targets_N: mx.array, cut: Tiles, logits: LogitRule) -> Compute:
     """With gradients to hidden states alone, which are made on the way."""
 
     @mx.custom_function
@@ -254,17 +230,17 @@ def _forward(
     matrix: HeadMatrix,
     targets_N: mx.array,
     cut: Tiles,
-    logits: _Logits,
+    logits: LogitRule,
     settle: Settle,
     keep: bool = True,
 ) -> _Made:
     """Log-probabilities and what a backward pass needs."""
-    parts: list[_Running] = []
+    parts: list[RunningTotals] = []
     kept: list[mx.array] = []
     for tokens in cut.tokens:
         targets = targets_N[tokens]
         (h,) = mx.depends([hidden[tokens]], [part.total for part in parts[-1:]])
-        running = _Running.start(targets.size)
+        running = RunningTotals.start(targets.size)
         for rows in cut.vocabulary:
             (h,) = mx.depends([h], [running.total])
             z = logits.of(h, *_tile(matrix, rows))
@@ -282,7 +258,7 @@ def _backward(
     matrix: HeadMatrix,
     targets_N: mx.array,
     cut: Tiles,
-    logits: _Logits,
+    logits: LogitRule,
     made: _Made,
     cotangent_N: mx.array,
     settle: Settle,
@@ -304,7 +280,7 @@ def _backward(
                 z = logits.of(h, w, b)
                 p = mx.exp(z - made.log_totals[tokens, None])
             dz = p * -cotangent_N[tokens, None]
-            column, inside = _place(targets_N[tokens], rows)
+            column, inside = columns(targets_N[tokens], rows)
             dz = dz.at[mx.arange(column.size), column].add(mx.where(inside, cotangent_N[tokens], 0.0))
             dz = logits.back(dz, z)
             del p, z
@@ -326,7 +302,7 @@ def _slopes(
     matrix: HeadMatrix,
     targets_N: mx.array,
     cut: Tiles,
-    logits: _Logits,
+    logits: LogitRule,
     settle: Settle,
 ) -> tuple[mx.array, mx.array]:
     """Log-probabilities [N], and the gradient of each with respect to its hidden state [N, D]."""
@@ -335,7 +311,7 @@ def _slopes(
     for tokens in cut.tokens:
         targets = targets_N[tokens]
         (h,) = mx.depends([hidden[tokens]], slopes[-1:])
-        running, mean = _Running.start(targets.size), mx.zeros(h.shape)
+        running, mean = RunningTotals.start(targets.size), mx.zeros(h.shape)
         for rows in cut.vocabulary:
             (h,) = mx.depends([h], [running.total, mean])
             w, b = _tile(matrix, rows)
@@ -349,42 +325,6 @@ def _slopes(
         slopes.append(matrix.rows(targets) * own - mean / running.total[:, None])
         settle(slopes[-1])
     return mx.concatenate(logprobs), mx.concatenate(slopes)
-
-
-@dataclass(frozen=True)
-class _Running:
-    """What the tiles of a range of tokens have added up to; all [n] float32."""
-
-    top: mx.array
-    """The largest logit so far."""
-    total: mx.array
-    """Sum of exp(logit - top)."""
-    chosen: mx.array
-    """The target's logit, 0 until its tile came."""
-
-    @staticmethod
-    def start(n: int) -> _Running:
-        """Before the first tile."""
-        return _Running(mx.full((n,), -mx.inf), mx.zeros((n,)), mx.zeros((n,)))
-
-    def add(self, z: mx.array, targets: mx.array, rows: slice) -> tuple[_Running, mx.array]:
-        """With one more tile, and exp(z - top) of it."""
-        top = mx.maximum(self.top, z.max(axis=-1))
-        e = mx.exp(z - top[:, None])
-        total = self.total * mx.exp(self.top - top) + e.sum(axis=-1)
-        place, inside = _place(targets, rows)
-        found = mx.take_along_axis(z, place[:, None], axis=-1)[:, 0]
-        return _Running(top, total, mx.where(inside, found, self.chosen)), e
-
-    @property
-    def log_total(self) -> mx.array:
-        """The log-sum-exp."""
-        return self.top + mx.log(self.total)
-
-    @property
-    def logprobs(self) -> mx.array:
-        """Of the targets; the difference to the largest logit first, which is exact where both are close."""
-        return (self.chosen - self.top) - mx.log(self.total)
 
 
 def _by_tokens(model: nn.Module, hidden_ND: mx.array, targets_N: mx.array, options: HeadOptions) -> mx.array:
@@ -421,9 +361,3 @@ def _tile(matrix: HeadMatrix, rows: slice) -> tuple[mx.array, mx.array | None]:
 
 def _ranges(size: int, step: int) -> tuple[slice, ...]:
     return tuple(slice(start, min(start + step, size)) for start in range(0, size, step))
-
-
-def _place(targets: mx.array, rows: slice) -> tuple[mx.array, mx.array]:
-    """Columns of targets in a tile, 0 for those outside of it, and which are inside."""
-    inside = (targets >= rows.start) & (targets < rows.stop)
-    return mx.where(inside, targets - rows.start, 0), inside

@@ -53,7 +53,7 @@ class Trainer:
     ) -> None:
         self.policy = policy
         self.config = config
-        self.sampler = sampler or LocalSampler(policy, config.sampling.max_rows)
+        self.sampler = sampler or LocalSampler(policy, config.sampling.max_rows, config.sampling.cache_bits)
         self.run = run
         self.progress = progress or SilentProgress()
         self.state = TrainState()

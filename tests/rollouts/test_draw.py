@@ -17,9 +17,10 @@ from scipy.stats import chisquare
 from mlx_sumrl.config import PolicyConfig
 from mlx_sumrl.policy.loading import load_policy
 from mlx_sumrl.policy.policy import Policy
-from mlx_sumrl.rollouts.local import LocalSampler, draw, uniforms
+from mlx_sumrl.rollouts.draw import draw, uniforms
+from mlx_sumrl.rollouts.local import LocalSampler
 from mlx_sumrl.rollouts.types import Completion, Sampling
-from tests.families import example, full_logits, sampling_logprobs
+from tests.families import example, full_logits, log_softmax, sampling_logprobs
 
 DRAWS = 20_000
 SETTINGS = [
@@ -97,6 +98,57 @@ def test_the_ends_of_the_unit_interval(number: float) -> None:
     [token], [logprob] = (array.tolist() for array in draw(wide, Sampling(), mx.array([number])))
     assert token < 100_005
     assert np.isfinite(logprob)
+
+
+def test_a_large_vocabulary_keeps_its_tail() -> None:
+    """As many tokens as qwen2 has: one likely, and a tail of which each token vanishes in a float32 near 1."""
+    size, likely = 151_936, 70_000
+    logits = np.full(size, np.log(5e-8))
+    logits[likely] = 0.0
+    probabilities = np.exp(log_softmax(logits))
+    grid = (np.arange(2_000) + 0.5) / 2_000
+    tokens: list[int] = []
+    for numbers in np.split(grid, 50):
+        rows = mx.broadcast_to(mx.array(logits, dtype=mx.float32), (len(numbers), size))
+        drawn, logprobs = draw(rows, Sampling(), mx.array(numbers, dtype=mx.float32))
+        tokens += drawn.tolist()  # type: ignore[arg-type]
+        np.testing.assert_allclose(logprobs, np.log(probabilities)[np.array(drawn)], atol=3e-5)
+    for part in (slice(0, likely), slice(likely, likely + 1), slice(likely + 1, size)):
+        count = sum(part.start <= token < part.stop for token in tokens)
+        assert abs(count - probabilities[part].sum() * len(grid)) <= 1.1
+    # And each where numpy's float64 finds it, to a share of 5e-5.
+    cumulative = np.cumsum(probabilities)
+    truth = np.searchsorted(cumulative, grid)
+    assert np.abs(cumulative[truth] - cumulative[tokens]).max() <= 5e-5
+
+
+def test_logprobs_over_a_large_vocabulary() -> None:
+    logits = np.random.default_rng(0).standard_normal((8, 151_936)).astype(np.float32) * 2
+    for temperature in (0, 1):
+        sampling = Sampling(temperature=temperature)
+        tokens, logprobs = draw(mx.array(logits), sampling, mx.array(np.linspace(0, 0.99, 8), mx.float32))
+        truth = log_softmax(logits.astype(np.float64))[np.arange(8), np.array(tokens)]
+        np.testing.assert_allclose(logprobs, truth, atol=4e-6)
+
+
+@pytest.mark.parametrize(("first", "second"), [(3, 100), (3, 600), (130, 639)])
+def test_no_impossible_token_when_sums_round_otherwise(
+    first: int, second: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU's running sum is no sequence of additions: it may rise, by rounding, where nothing is added."""
+    generator = np.random.default_rng(0)
+    in_order = mx.cumsum
+
+    def as_a_tree(array: mx.array, axis: int) -> mx.array:
+        noise = generator.choice([-1, 0, 1], array.shape).astype(np.float32) * 2.0**-22
+        return in_order(array, axis=axis) * mx.array(1 + noise)
+
+    monkeypatch.setattr(mx, "cumsum", as_a_tree)
+    logits = np.full((2_000, 640), -np.inf, np.float32)
+    logits[:, [first, second]] = 0.0
+    numbers = 0.5 + np.linspace(-2e-6, 2e-6, len(logits), dtype=np.float32)  # where the first one ends
+    tokens, _ = draw(mx.array(logits), Sampling(), mx.array(numbers))
+    assert set(np.array(tokens)) == {first, second}
 
 
 def test_temperature_0_takes_the_most_likely_token() -> None:

@@ -12,9 +12,12 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_sumrl.config import PolicyConfig
-from mlx_sumrl.policy import logprobs
+from mlx_sumrl.policy import head
+from mlx_sumrl.policy.blocks import packed_logprobs
+from mlx_sumrl.policy.head import HeadOptions
 from mlx_sumrl.policy.loading import load_policy
 from mlx_sumrl.policy.logprobs import completion_logprobs, token_batch
+from mlx_sumrl.policy.packing import pack
 from mlx_sumrl.policy.policy import Policy
 from mlx_sumrl.rollouts.filters import filtered_logits
 from tests.families import FAMILIES, completion_truth, log_softmax, randomize_adapters
@@ -83,15 +86,17 @@ def test_padding_changes_nothing(family: str, family_folder: Folder) -> None:
         np.testing.assert_allclose(row[: len(completion)], alone, atol=1e-5)
 
 
+@pytest.mark.parametrize("filters", [{}, {"top_k": 20}])
 @pytest.mark.parametrize("head_tokens", [1, 5, 18])
 def test_chunks_of_the_head_change_nothing(
-    head_tokens: int, family_folder: Folder, monkeypatch: pytest.MonkeyPatch
+    head_tokens: int, filters: dict[str, int], family_folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = load(family_folder("qwen2-untied")).model
-    batch = token_batch(PROMPTS, COMPLETIONS)
-    whole = np.array(completion_logprobs(model, batch))
-    monkeypatch.setattr(logprobs, "HEAD_TOKENS", head_tokens)
-    np.testing.assert_allclose(np.array(completion_logprobs(model, batch)), whole, atol=1e-6)
+    whole = np.array(completion_logprobs(model, token_batch(PROMPTS, COMPLETIONS), **filters))
+    monkeypatch.setattr(head, "NARROWEST", 64)
+    rows = pack(list(zip(PROMPTS, COMPLETIONS, strict=True)), share_prompt=True)
+    options = HeadOptions(head_tokens * model.lm_head.weight.shape[0] * 4, **filters)
+    np.testing.assert_allclose(np.array(packed_logprobs(model, rows, options)), whole, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -163,24 +168,29 @@ def test_a_token_that_a_filter_takes_out_still_has_a_value(family_folder: Folder
     assert found == pytest.approx(log_softmax(among)[-1], abs=1e-5)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("filters", [{}, {"temperature": 0.7, "top_k": 20}])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gradients_are_those_of_the_plain_model(
     family: str,
     filters: dict[str, float],
-    checkpointing: bool,
+    packed: bool,
     family_folder: Folder,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """All weights, the embeddings of a tied head on both of their ways in, against autodiff without any chunks."""
-    monkeypatch.setattr(logprobs, "HEAD_TOKENS", 5)
+    monkeypatch.setattr(head, "NARROWEST", 64)
     policy = load(family_folder(family))
     model, batch = policy.model, token_batch(PROMPTS, COMPLETIONS)
     weights_BT = mx.array(np.random.default_rng(0).standard_normal((3, 6)).astype(np.float32))
 
+    rows = pack(list(zip(PROMPTS, COMPLETIONS, strict=True)), share_prompt=True)
+    options = HeadOptions(5 * policy.vocabulary * 4, **filters)
+
     def chunked(model: nn.Module) -> mx.array:
-        return (completion_logprobs(model, batch, checkpointing=checkpointing, **filters) * weights_BT).sum()
+        if packed:
+            return (packed_logprobs(model, rows, options) * weights_BT).sum()
+        return (completion_logprobs(model, batch, **filters) * weights_BT).sum()
 
     def plain(model: nn.Module) -> mx.array:
         total = mx.array(0.0)

@@ -12,14 +12,16 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_map
-from mlx_sumrl.policy.shared_prefix import group_batch, group_logprobs
 from safetensors.numpy import save_file
 
 from mlx_sumrl.config import GrpoConfig, OptimizerConfig, PolicyConfig, SamplingConfig
 from mlx_sumrl.errors import UserError
-from mlx_sumrl.policy import mlx_internals, reference
+from mlx_sumrl.policy import head, mlx_internals, reference
+from mlx_sumrl.policy.blocks import packed_logprobs
+from mlx_sumrl.policy.head import HeadOptions
 from mlx_sumrl.policy.loading import load_policy
 from mlx_sumrl.policy.logprobs import completion_logprobs, token_batch
+from mlx_sumrl.policy.packing import pack
 from mlx_sumrl.policy.policy import Policy, Weights
 from mlx_sumrl.policy.reference import GROUP_SIZE, QuantizedReference, restored_reference
 from mlx_sumrl.training.checkpoints import TrainState, load_checkpoint, save_checkpoint
@@ -39,6 +41,7 @@ from tests.training.models import flat, random_rows
 Folder = Callable[[str], Path]
 ROW = [9, 8, 7, 100, 200, 30]
 PROMPT, COMPLETIONS = [9, 8, 7, 100], [[200, 30, 2], [5, 6, 7, 8, 2], [11]]
+GROUP = pack([(PROMPT, completion) for completion in COMPLETIONS], share_prompt=True)
 WHOLE_GROUPS, BROKEN_GROUPS = 64, 96
 """Hidden size, and the MLP's: the matrices that come out of it have rows of one and a half groups."""
 
@@ -79,7 +82,7 @@ def logprobs(model: nn.Module) -> list[np.ndarray]:
     plain = token_batch([PROMPT] * len(COMPLETIONS), COMPLETIONS)
     return [
         np.array(completion_logprobs(model, plain)),
-        np.array(group_logprobs(model, group_batch(PROMPT, COMPLETIONS))),
+        np.array(packed_logprobs(model, GROUP, HeadOptions(1_000_000))),
     ]
 
 
@@ -248,7 +251,7 @@ def test_the_gradient_is_that_of_the_rounded_weights_as_reference(
     policy = load(family_folder("qwen2"))
     policy.options = policy.options.model_copy(update={"gradient_checkpointing": checkpointing})
     rows = random_rows(policy, staleness=0.1)
-    options = GrpoConfig(beta=1.0, kl="k3", micro_batch_rows=2, share_prompt=share_prompt)
+    options = GrpoConfig(beta=1.0, kl="k3", micro_batch_tokens=20, share_prompt=share_prompt)
     policy.reference = rounded_weights(policy, 4)
     truth = grpo_gradient(policy, rows, options, SamplingConfig())
     policy.take_reference("4bit")
@@ -355,8 +358,9 @@ def test_what_it_takes_and_what_making_it_takes(
 
     # Used as on Metal, it never becomes a model of full size again.
     monkeypatch.setattr(reference, "multiplies_packed", lambda: True)
+    monkeypatch.setattr(head, "NARROWEST", 64)  # or half of this small vocabulary would be a tile
     without = mx.get_active_memory()
     mx.reset_peak_memory()
     with policy.as_reference():
-        mx.eval(group_logprobs(policy.model, group_batch(PROMPT, COMPLETIONS)))
+        mx.eval(packed_logprobs(policy.model, GROUP, HeadOptions(100_000), differentiable=False))
     assert mx.get_peak_memory() - without < max(sizes) < 0.1 * sum(sizes)

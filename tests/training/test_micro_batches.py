@@ -26,6 +26,8 @@ from .tables import options_of
 
 TOLERANCE = 1e-5
 MAX_TOKENS = 7
+WHOLE = 4096
+"""Token positions of all rows together, and more; the smaller sizes below cut them into 2 to 12 parts."""
 MakePolicy = Callable[..., Policy]
 KINDS = ("grpo", "bnpo", "dr_grpo", "dapo", "gspo")
 
@@ -86,7 +88,7 @@ def test_gradient_is_that_of_rows_one_by_one(
     spec = LossSpec(kind, beta=beta)
     loss, gradient = truth(policy, rows, spec)
     for share_prompt in (False, True):
-        value, split = found(policy, rows, spec, share_prompt=share_prompt, micro_batch_rows=5)
+        value, split = found(policy, rows, spec, share_prompt=share_prompt, micro_batch_tokens=50)
         assert value == pytest.approx(loss, rel=1e-5, abs=1e-6)
         assert relative_error(split, gradient) < TOLERANCE
 
@@ -97,19 +99,19 @@ def test_any_split_gives_the_same_gradient(make_policy: MakePolicy, kind: str, t
     spec = LossSpec(kind, beta=0.3)
     policies = [trained_policy(make_policy, tuning, checkpointing) for checkpointing in (False, True)]
     rows = random_rows(policies[0], staleness=0.5)
-    loss, gradient = found(policies[0], rows, spec, share_prompt=False, micro_batch_rows=len(rows))
+    loss, gradient = found(policies[0], rows, spec, share_prompt=False, micro_batch_tokens=WHOLE)
     settings = [
         (1, 1, True),
         (0, 1, True),
-        (1, 2, False),
-        (0, 3, True),
-        (1, 3, True),
-        (0, 5, False),
-        (1, 12, False),
+        (1, 20, False),
+        (0, 25, True),
+        (1, 25, True),
+        (0, 50, False),
+        (1, WHOLE, False),
     ]
     for checkpointing, size, share_prompt in settings:
         value, split = found(
-            policies[checkpointing], rows, spec, share_prompt=share_prompt, micro_batch_rows=size
+            policies[checkpointing], rows, spec, share_prompt=share_prompt, micro_batch_tokens=size
         )
         assert value == pytest.approx(loss, rel=1e-5, abs=1e-6)
         assert relative_error(split, gradient) < TOLERANCE, (checkpointing, size, share_prompt)
@@ -125,8 +127,8 @@ def test_every_size_checkpointed_or_not(
     rows = random_rows(policy, staleness=0.5)
     spec = LossSpec("dapo", "truncate")
     loss, gradient = truth(policy, rows, spec)
-    for size in (1, 2, 3, 5, len(rows)):
-        value, split = found(policy, rows, spec, share_prompt=share_prompt, micro_batch_rows=size)
+    for size in (1, 14, 25, 50, WHOLE):
+        value, split = found(policy, rows, spec, share_prompt=share_prompt, micro_batch_tokens=size)
         assert value == pytest.approx(loss, rel=1e-5, abs=1e-6)
         assert relative_error(split, gradient) < TOLERANCE, size
 
@@ -137,8 +139,8 @@ def test_the_order_of_rows_does_not_matter(make_policy: MakePolicy) -> None:
     shuffled = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))]
     spec = LossSpec("grpo", "mask", beta=0.1)
     for share_prompt in (False, True):
-        _, gradient = found(policy, rows, spec, share_prompt=share_prompt, micro_batch_rows=4)
-        _, other = found(policy, shuffled, spec, share_prompt=share_prompt, micro_batch_rows=4)
+        _, gradient = found(policy, rows, spec, share_prompt=share_prompt, micro_batch_tokens=40)
+        _, other = found(policy, shuffled, spec, share_prompt=share_prompt, micro_batch_tokens=40)
         assert relative_error(other, gradient) < TOLERANCE
 
 
@@ -148,7 +150,7 @@ def test_temperature_is_part_of_the_policy(make_policy: MakePolicy) -> None:
     loss, gradient = truth(policy, rows, LossSpec("dapo"), temperature=0.7)
     sampling = SamplingConfig(max_tokens=MAX_TOKENS, temperature=0.7)
     for share_prompt in (False, True):
-        options = GrpoConfig(loss="dapo", share_prompt=share_prompt, micro_batch_rows=4)
+        options = GrpoConfig(loss="dapo", share_prompt=share_prompt, micro_batch_tokens=40)
         result = grpo_gradient(policy, rows, options, sampling)
         assert result.loss == pytest.approx(loss, rel=1e-5)
         assert relative_error(flat(result.gradients), gradient) < TOLERANCE
@@ -180,7 +182,7 @@ def test_no_kl_gradient_where_policy_and_reference_are_one(make_policy: MakePoli
     policy.reference = policy.snapshot()
     rows = [TrainingRow(row.prompt_ids, row.completion, 0.0) for row in random_rows(policy, staleness=0.0)]
     for kl in ("k2", "k3", "k3_weighted"):
-        value, gradient = found(policy, rows, LossSpec("bnpo", beta=1.0, kl=kl), micro_batch_rows=2)
+        value, gradient = found(policy, rows, LossSpec("bnpo", beta=1.0, kl=kl), micro_batch_tokens=20)
         assert abs(value) < 1e-6
         assert np.linalg.norm(gradient) < 1e-4  # of terms of size 1 that cancel
 
@@ -217,11 +219,11 @@ def test_sums_for_the_metrics_do_not_depend_on_the_split(make_policy: MakePolicy
     rows = random_rows(policy, staleness=0.5)
     sampling = SamplingConfig(max_tokens=MAX_TOKENS)
     whole = grpo_gradient(
-        policy, rows, GrpoConfig(beta=0.1, micro_batch_rows=12, share_prompt=False), sampling
+        policy, rows, GrpoConfig(beta=0.1, micro_batch_tokens=WHOLE, share_prompt=False), sampling
     ).sums
     assert whole["tokens"] == sum(len(row.completion.token_ids) for row in rows)
-    for size, share_prompt in ((1, False), (2, True), (5, False)):
-        options = GrpoConfig(beta=0.1, micro_batch_rows=size, share_prompt=share_prompt)
+    for size, share_prompt in ((1, False), (20, True), (50, False)):
+        options = GrpoConfig(beta=0.1, micro_batch_tokens=size, share_prompt=share_prompt)
         assert grpo_gradient(policy, rows, options, sampling).sums == pytest.approx(whole, rel=1e-5)
 
 
@@ -239,11 +241,11 @@ def test_rows_keep_groups_and_advantages_together(make_policy: MakePolicy) -> No
             training_rows(groups, wrong)
 
 
-@pytest.mark.parametrize("size", [1, 12])
+@pytest.mark.parametrize("size", [1, WHOLE])
 def test_bfloat16_weights_add_their_gradients_in_float32(make_policy: MakePolicy, size: int) -> None:
     policy = make_policy(dtype=mx.bfloat16)
     rows = random_rows(policy, staleness=0.0)
-    options = GrpoConfig(micro_batch_rows=size, share_prompt=False)
+    options = GrpoConfig(micro_batch_tokens=size, share_prompt=False)
     result = grpo_gradient(policy, rows, options, SamplingConfig(max_tokens=MAX_TOKENS))
     assert {array.dtype for array in result.gradients.values()} == {mx.float32 if size == 1 else mx.bfloat16}
     assert {array.dtype for array in policy.weights().values()} == {mx.bfloat16}

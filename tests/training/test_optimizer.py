@@ -14,7 +14,7 @@ import pytest
 from mlx_sumrl.config import OptimizerConfig
 from mlx_sumrl.policy.policy import Weights
 from mlx_sumrl.training import moments
-from mlx_sumrl.training.optimizer import Optimizer, clipped
+from mlx_sumrl.training.optimizer import HeldWeights, Optimizer, clip_scale
 
 SHAPES = {"matrix": (4, 3), "vector": (5,), "cube": (2, 3, 2)}
 
@@ -216,20 +216,31 @@ def test_reset_is_a_new_start() -> None:
 def test_a_norm_over_the_limit_is_scaled_down_to_it() -> None:
     # 3, 4 and 12 over two arrays: the norm of all of them is 13.
     gradients = {"a": mx.array([[3.0, 4.0]]), "b": mx.array([12.0])}
-    smaller, norm = clipped(gradients, 6.5)
+    scale, norm = clip_scale(gradients, 6.5)
     assert norm == pytest.approx(13)
-    np.testing.assert_allclose(np.array(smaller["a"]), [[1.5, 2.0]])
-    np.testing.assert_allclose(np.array(smaller["b"]), [6.0])
+    assert scale == pytest.approx(0.5)
+
+
+def test_the_scale_multiplies_the_gradients() -> None:
+    moved = []
+    for factor, scale in ((1.0, 0.5), (0.5, 1.0)):
+        held = HeldWeights(make_weights())
+        gradients = {name: factor * array for name, array in make_gradients(0).items()}
+        optimizer = Optimizer(OptimizerConfig(), seed=0)
+        optimizer.move(held, gradients, 0.1, scale)
+        moved.append(as_numpy(held.weights) | as_numpy(optimizer.state()))
+    for name, array in moved[0].items():
+        np.testing.assert_array_equal(array, moved[1][name], err_msg=name)  # a power of 2: bit for bit
 
 
 def test_a_norm_within_the_limit_is_left_alone() -> None:
     gradients = {"a": mx.array([[3.0, 4.0]]), "b": mx.array([12.0])}
-    same, norm = clipped(gradients, 13.5)
+    scale, norm = clip_scale(gradients, 13.5)
     assert norm == pytest.approx(13)
-    assert all(mx.array_equal(same[name], gradients[name]) for name in gradients)
+    assert scale == 1.0
 
 
 def test_a_norm_of_bfloat16_gradients_is_summed_in_float32() -> None:
     # bfloat16 has no number between 101 and 101.5.
-    _, norm = clipped({"a": mx.ones((10_300,), dtype=mx.bfloat16)}, 1e9)
+    _, norm = clip_scale({"a": mx.ones((10_300,), dtype=mx.bfloat16)}, 1e9)
     assert norm == pytest.approx(math.sqrt(10_300))

@@ -60,7 +60,7 @@ def test_gradient_is_that_of_rows_one_by_one(
     tokens = sum(map(len, logprobs))
     loss = -sum(map(sum, logprobs)) / tokens
     truth = flat(weighted_gradient(policy, rows, [[-1 / tokens] * len(row) for row in logprobs]))
-    for size in (1, 2, 3, 5, len(examples)):
+    for size in (1, 20, 30, 50, 4096):
         result = sft_gradient(policy, examples, size)
         assert result.loss == pytest.approx(loss, rel=1e-5)
         assert result.sums["tokens"] == tokens

@@ -92,7 +92,8 @@ class LoraConfig(Room):
     layers: int = Field(default=-1, ge=-1)
     """How many of the last blocks get adapters; -1 means all."""
     keys: tuple[str, ...] | None = None
-    """Names of linear layers inside a block, as `self_attn.q_proj`; null means all of them."""
+    """Names of linear layers inside a block, as `self_attn.q_proj`; null means all of them. `lm_head`, where the
+    head is not tied to the embedding, has to be named."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -60,18 +60,25 @@ def export_peft(policy: Policy, folder: str | Path) -> Path:
     """The same adapter as PEFT (and vLLM) loads it; LoRA only.
 
     PEFT multiplies by lora_alpha / r and stores A as [rank, in] and B as [out, rank], the transposes of mlx-lm's.
+
+    An adapter on the head (`lm_head`) is named as the others are. PEFT takes it; vLLM refuses it for families whose
+    class does not register a head (qwen2 and qwen3 early in 2026, vllm-project/vllm#33234): give it
+    `export_model`'s folder.
     """
     lora = _lora(policy, "a PEFT adapter")
     if policy.options.tuning != "lora":
         raise UserError("a PEFT adapter can be written for lora only; fuse a dora adapter instead")
     weights: dict[str, mx.array] = {}
-    modules: set[str] = set()
     blocks: set[int] = set()
-    for name, module in mlx_internals.adapter_modules(policy.model):
+    adapters = mlx_internals.adapter_modules(policy.model)
+    for name, module in adapters:
         weights[f"base_model.model.{name}.lora_A.weight"] = mx.contiguous(module.lora_a.T)
         weights[f"base_model.model.{name}.lora_B.weight"] = mx.contiguous(module.lora_b.T)
-        modules.add(name.rsplit(".", 1)[-1])
         blocks.update(int(part) for part in name.split(".") if part.isdigit())
+    some_blocks = len(blocks) < len(policy.model.layers)
+    # PEFT applies layers_to_transform to every module, and a head is in no layer: whole paths then.
+    by_path = some_blocks and mlx_internals.HEAD in dict(adapters)
+    modules = {name if by_path else name.rsplit(".", 1)[-1] for name, _ in adapters}
     config: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -80,7 +87,7 @@ def export_peft(policy: Policy, folder: str | Path) -> Path:
         "lora_alpha": lora.alpha,
         "lora_dropout": lora.dropout,
         "target_modules": sorted(modules),
-        "layers_to_transform": sorted(blocks) if len(blocks) < len(policy.model.layers) else None,
+        "layers_to_transform": sorted(blocks) if some_blocks and not by_path else None,
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,

@@ -333,11 +333,16 @@ def _by_tokens(model: nn.Module, hidden_ND: mx.array, targets_N: mx.array, optio
     # mx.checkpoint takes gradients to all of its arguments and to nothing else: the head's weights have to be
     # among them, and the targets must not.
     weights = mlx_internals.head_weights(model)
+    # The same random numbers each time, for the dropout of an adapter on the head.
+    seed = int(mx.random.randint(0, 1 << 30).item())  # type: ignore[arg-type]
     parts: list[mx.array] = []
     for tokens in _ranges(targets_N.size, rows):
         targets = targets_N[tokens]
 
-        def logprobs(weights: Any, hidden: mx.array, targets: mx.array = targets) -> mx.array:
+        def logprobs(
+            weights: Any, hidden: mx.array, targets: mx.array = targets, seed: int = seed + tokens.start
+        ) -> mx.array:
+            mx.random.seed(seed)
             model.update(weights)
             z = filtered_logits(
                 mlx_internals.head(model, hidden),

@@ -166,13 +166,21 @@ def _stop_ids(config: dict[str, Any], tokenizer: Any, source: str) -> frozenset[
 
 
 def _make_trainable(policy: Policy, seed: int) -> None:
-    """Full: everything is trained. LoRA, DoRA: only adapters, new or loaded."""
+    """Full: everything is trained. LoRA, DoRA: only adapters, new or loaded.
+
+    Raises `UserError` for options that do not fit the model or each other.
+    """
     options, model = policy.options, policy.model
     if options.tuning == "full":
         if options.adapter is not None:
             raise UserError(
                 "policy.adapter and policy.tuning full do not go together: fuse the adapter first "
                 "(mlx_lm.fuse), or train with lora or dora"
+            )
+        if mlx_internals.is_quantized(model):
+            raise UserError(
+                f"policy.tuning full cannot train {policy.source}: its weights are quantised, and packed codes have "
+                "no gradient; set policy.tuning lora (or dora), or give policy.model the model it was made from"
             )
         model.unfreeze()
         return
@@ -204,6 +212,8 @@ def _check_keys(policy: Policy, lora: LoraConfig) -> tuple[str, ...]:
     known = mlx_internals.linear_names(policy.model)
     if lora.keys is None:
         return tuple(known)
+    if head := mlx_internals.head_linear_name(policy.model):
+        known.append(head)
     for key in lora.keys:
         if key not in known:
             close = [name for name in known if name.endswith(f".{key}")]

@@ -29,6 +29,9 @@ from mlx_sumrl.errors import UserError
 ADAPTER_MODULES = (LoRALinear, DoRALinear)
 ADAPTER_LEAVES = ("lora_a", "lora_b", "m")
 LINEAR_MODULES = (nn.Linear, nn.QuantizedLinear)
+QUANTIZED_MODULES = (nn.QuantizedLinear, nn.QuantizedEmbedding)
+HEAD = "lm_head"
+"""Name of a head that is not tied to the embedding."""
 ATTENTION = "scaled_dot_product_attention"
 """Name under which mlx-lm's model modules look attention up."""
 Attend = Callable[[mx.array, mx.array, mx.array, Any, float], mx.array]
@@ -130,7 +133,7 @@ def head_matrix(model: nn.Module) -> HeadMatrix | None:
     module = _head_module(model)
     if type(module) in (nn.Linear, nn.Embedding):
         return HeadMatrix(module.weight, module.get("bias"), module.weight.shape[-1])
-    if isinstance(module, nn.QuantizedLinear | nn.QuantizedEmbedding):
+    if isinstance(module, QUANTIZED_MODULES):
         codes = {name: module[name] for name in ("scales", "biases") if name in module}
         codes |= {"group_size": module.group_size, "bits": module.bits, "mode": module.mode}
         width = module.weight.shape[-1] * 32 // module.bits
@@ -146,12 +149,12 @@ def head_is_trained(model: nn.Module) -> bool:
 def head_weights(model: nn.Module) -> dict[str, Any]:
     """The trainable weights that `head` uses, as a tree for ``model.update``."""
     trainable = _head_module(model).trainable_parameters()
-    return {"lm_head": trainable} if "lm_head" in model else {"model": {"embed_tokens": trainable}}
+    return {HEAD: trainable} if HEAD in model else {"model": {"embed_tokens": trainable}}
 
 
 def head_names(model: nn.Module) -> list[str]:
     """Names in the model of a plain head's weight and, where there is one, bias."""
-    path = "lm_head" if "lm_head" in model else "model.embed_tokens"
+    path = HEAD if HEAD in model else "model.embed_tokens"
     return [f"{path}.{leaf}" for leaf in ("weight", "bias") if leaf in _head_module(model)]
 
 
@@ -168,7 +171,7 @@ def vocabulary(model: nn.Module) -> int:
 
 
 def _head_module(model: nn.Module) -> nn.Module:
-    module: nn.Module = model.lm_head if "lm_head" in model else model.model.embed_tokens
+    module: nn.Module = model.lm_head if HEAD in model else model.model.embed_tokens
     return module
 
 
@@ -216,6 +219,11 @@ def attention_by(layer: nn.Module, attend: Attend) -> Iterator[None]:
         setattr(module, ATTENTION, original)
 
 
+def is_quantized(model: nn.Module) -> bool:
+    """Whether any layer keeps its weights as packed codes."""
+    return any(isinstance(module, QUANTIZED_MODULES) for _, module in model.named_modules())
+
+
 def linear_names(model: nn.Module) -> list[str]:
     """Names, inside a block, of the linear layers that can get adapters, sorted."""
     return sorted(
@@ -228,10 +236,18 @@ def linear_names(model: nn.Module) -> list[str]:
     )
 
 
+def head_linear_name(model: nn.Module) -> str | None:
+    """Name of the head's linear layer, which can get an adapter too; None for a head tied to the embedding."""
+    return HEAD if isinstance(model.get(HEAD), LINEAR_MODULES) else None
+
+
 def add_adapters(
     model: nn.Module, *, rank: int, scale: float, dropout: float, layers: int, keys: Sequence[str], dora: bool
 ) -> None:
-    """Turn linear layers of the last ``layers`` blocks (-1: all) into LoRA or DoRA layers, in place."""
+    """Turn linear layers of the last ``layers`` blocks (-1: all) into LoRA or DoRA layers, in place.
+
+    The head too, whatever ``layers`` is, where ``keys`` name it.
+    """
     linear_to_lora_layers(
         model,
         layers,

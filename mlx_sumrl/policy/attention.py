@@ -16,6 +16,8 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlx_sumrl.policy.exponential import exp, softmax
+
 SCORES = 1 << 18
 """Scores that are made at once, about; a few float32 arrays of that size live while they are."""
 
@@ -88,6 +90,25 @@ def causal_attention(
     return attended.reshape(B, H, T, E)
 
 
+def sampling_attention(
+    queries: mx.array, keys: mx.array, values: mx.array, scale: float, mask: mx.array | str | None
+) -> mx.array:
+    """What the last T tokens of B rows see [B, H, T, E] of all S tokens so far; no gradient.
+
+    ``queries`` [B, H, T, E], ``keys`` and ``values`` [B, K, S, E]. With T = 1 the mask is None or [B, 1, 1, S],
+    True where a row may look; with T > 1 it is causal and B is 1.
+    """
+    B, H, T, E = queries.shape
+    K, S = keys.shape[1], keys.shape[2]
+    if T > 1:
+        prefix = (keys[:, :, : S - T], values[:, :, : S - T]) if S > T else None
+        return causal_attention(queries, keys[:, :, S - T :], values[:, :, S - T :], scale, prefix)
+    scores = (queries.reshape(B, K, H // K, E) @ keys.swapaxes(-1, -2)).astype(mx.float32) * scale
+    if isinstance(mask, mx.array):
+        scores = mx.where(mask, scores, -mx.inf)
+    return (softmax(scores).astype(queries.dtype) @ values).reshape(B, H, T, E)
+
+
 @dataclass(frozen=True)
 class _Gradients:
     queries: mx.array
@@ -127,12 +148,12 @@ class _Inputs:
         seen = mx.broadcast_to(seen[None], (self.queries.shape[2], t, u)).reshape(-1, u)
         own = mx.where(seen, own, -mx.inf)
         if self.before is None:
-            return [mx.softmax(own, axis=-1).astype(self.queries.dtype)]
+            return [softmax(own).astype(self.queries.dtype)]
         before = self._by_head(self.queries) @ self.before[0][0].swapaxes(-1, -2)
         before = before.astype(mx.float32) * self.scale
         top = mx.maximum(own.max(axis=-1, keepdims=True), self._like_row(before.max(axis=-1, keepdims=True)))
-        own = mx.exp(own - top)
-        before = mx.exp(before - self._like_head(top))
+        own = exp(own - top)
+        before = exp(before - self._like_head(top))
         total = own.sum(axis=-1, keepdims=True) + self._like_row(before.sum(axis=-1, keepdims=True))
         share = 1 / total
         dtype = self.queries.dtype

@@ -16,6 +16,7 @@ import mlx.nn as nn
 
 from mlx_sumrl.policy import mlx_internals
 from mlx_sumrl.policy.attention import causal_attention
+from mlx_sumrl.policy.exponential import on_cpu, swiglu
 from mlx_sumrl.policy.head import HeadOptions, token_logprobs
 from mlx_sumrl.policy.packing import PackedRows, Segment
 from mlx_sumrl.policy.prefix_cache import PrefixCache, PrefixState
@@ -51,12 +52,14 @@ def after_segment(
     if segment.followed or before:
         kind: Any = PrefixCache if attends else PrefixState
         cache = kind(before, hidden_BLD.shape[0])
-    with mlx_internals.attention_by(layer, _attend):
+    with mlx_internals.computing_by(layer, _attend, swiglu if on_cpu() else None):
         hidden_BLD = layer(hidden_BLD, "causal" if attends else None, cache=cache)
     return hidden_BLD, cache.recorded if cache is not None and segment.followed else []
 
 
-def _attend(queries: mx.array, keys: mx.array, values: mx.array, cache: Any, scale: float) -> mx.array:
+def _attend(
+    queries: mx.array, keys: mx.array, values: mx.array, cache: Any, scale: float, mask: Any
+) -> mx.array:
     return causal_attention(queries, keys, values, scale, None if cache is None else cache.before)
 
 

@@ -29,6 +29,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_sumrl.policy import mlx_internals
+from mlx_sumrl.policy.exponential import exp
 from mlx_sumrl.policy.log_sum_exp import LogitRule, RunningTotals, columns
 from mlx_sumrl.policy.mlx_internals import HeadMatrix
 from mlx_sumrl.rollouts.filters import filtered_logits
@@ -278,7 +279,7 @@ def _backward(
                 made.kept.clear()  # so that they go as soon as they are used
             else:
                 z = logits.of(h, w, b)
-                p = mx.exp(z - made.log_totals[tokens, None])
+                p = exp(z - made.log_totals[tokens, None])
             dz = p * -cotangent_N[tokens, None]
             column, inside = columns(targets_N[tokens], rows)
             dz = dz.at[mx.arange(column.size), column].add(mx.where(inside, cotangent_N[tokens], 0.0))

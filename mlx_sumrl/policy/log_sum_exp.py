@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from mlx_sumrl.policy.exponential import exp
+
 
 @dataclass(frozen=True)
 class LogitRule:
@@ -51,7 +53,7 @@ class RunningTotals:
     def add(self, z: mx.array, targets: mx.array, rows: slice) -> tuple[RunningTotals, mx.array]:
         """With one more tile, and exp(z - top) of it."""
         top = mx.maximum(self.top, z.max(axis=-1))
-        e = mx.exp(z - top[:, None])
+        e = exp(z - top[:, None])
         total = self.total * mx.exp(self.top - top) + e.sum(axis=-1)
         place, inside = columns(targets, rows)
         found = mx.take_along_axis(z, place[:, None], axis=-1)[:, 0]

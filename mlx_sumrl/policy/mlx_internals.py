@@ -18,6 +18,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
+from mlx_lm.models import base
 from mlx_lm.models.cache import ArraysCache, KVCache, make_prompt_cache
 from mlx_lm.tuner.dora import DoRALinear
 from mlx_lm.tuner.lora import LoRALinear
@@ -32,10 +33,11 @@ LINEAR_MODULES = (nn.Linear, nn.QuantizedLinear)
 QUANTIZED_MODULES = (nn.QuantizedLinear, nn.QuantizedEmbedding)
 HEAD = "lm_head"
 """Name of a head that is not tied to the embedding."""
-ATTENTION = "scaled_dot_product_attention"
-"""Name under which mlx-lm's model modules look attention up."""
-Attend = Callable[[mx.array, mx.array, mx.array, Any, float], mx.array]
-"""From queries, keys, values, the layer's cache and the scale to what the queries see."""
+ATTENTION, SWIGLU = "scaled_dot_product_attention", "swiglu"
+"""Names under which mlx-lm's model modules look functions up."""
+Attend = Callable[[mx.array, mx.array, mx.array, Any, float, Any], mx.array]
+"""From queries, keys, values, the layer's cache, the scale and the mask to what the queries see."""
+Gate = Callable[[mx.array, mx.array], mx.array]
 HEAD_ROWS = 16_384
 """Vocabulary whose weights the head holds in float32 at once, where they are kept in another type."""
 
@@ -197,26 +199,39 @@ def check_split(model: nn.Module, source: str) -> None:
         )
 
 
+def usual_attention(
+    queries: mx.array, keys: Any, values: Any, cache: Any, scale: float, mask: Any
+) -> mx.array:
+    """mlx-lm's own, for quantised keys and values too."""
+    seen: mx.array = base.scaled_dot_product_attention(
+        queries, keys, values, cache=cache, scale=scale, mask=mask
+    )
+    return seen
+
+
 @contextmanager
-def attention_by(layer: nn.Module, attend: Attend) -> Iterator[None]:
-    """Inside, the block's attention calls ``attend`` in place of mlx-lm's; put back whatever happens.
+def computing_by(module: nn.Module, attend: Attend, gate: Gate | None = None) -> Iterator[None]:
+    """Inside, blocks of the kind of ``module`` call these in place of mlx-lm's; put back whatever happens.
 
-    mlx-lm's calls a kernel that cannot read a prompt's keys where they are. Each family's module looks the
-    function up by its name.
+    mlx-lm's attention is a kernel that cannot read a prompt's keys where they are. Each family's Python module
+    looks both functions up by name. ``gate`` is for SwiGLU; None leaves it as it is.
     """
-    module = sys.modules[type(layer).__module__]
-    original = getattr(module, ATTENTION)
-
-    def replacement(
-        queries: mx.array, keys: mx.array, values: mx.array, cache: Any, scale: float, mask: Any, **rest: Any
-    ) -> mx.array:
-        return attend(queries, keys, values, cache, scale)
-
-    setattr(module, ATTENTION, replacement)
+    family = sys.modules[type(module).__module__]
+    ours: dict[str, Any] = {
+        ATTENTION: lambda queries, keys, values, cache, scale, mask, **rest: attend(
+            queries, keys, values, cache, scale, mask
+        )
+    }
+    if gate is not None and hasattr(family, SWIGLU):
+        ours[SWIGLU] = gate
+    originals = {name: getattr(family, name) for name in ours}
     try:
+        for name, function in ours.items():
+            setattr(family, name, function)
         yield
     finally:
-        setattr(module, ATTENTION, original)
+        for name, function in originals.items():
+            setattr(family, name, function)
 
 
 def is_quantized(model: nn.Module) -> bool:

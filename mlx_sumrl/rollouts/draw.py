@@ -2,9 +2,8 @@
 
 Invariant: a token of probability 0 is never drawn, whatever is rounded and however a device adds up.
 
-There is one exp over the vocabulary, the dearest operation by far on a CPU (10 ns an element where a product
-takes 0.3). ``mx.compile`` of the function made it no faster there (64 x 4,096: 3.1 ms both), after 2 s of C++
-compiler; it has not been measured on a GPU, so it is not used.
+There is one exp over the vocabulary. ``mx.compile`` of the whole function made it no faster on a CPU (64 x 4,096:
+3.1 ms both); it has not been measured on a GPU, so it is not used.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 
+from mlx_sumrl.policy.exponential import exp
 from mlx_sumrl.rollouts.filters import filtered_logits
 from mlx_sumrl.rollouts.types import Sampling
 
@@ -44,7 +44,7 @@ def draw(logits_BV: mx.array, sampling: Sampling, uniforms_B: mx.array) -> tuple
     # Blocks first: a sum over a whole vocabulary is done in order on a CPU and loses the tail (of 151,936 tokens,
     # 5e-8 each are .75 % in all and would never be drawn; a usual total is off by 3e-5, by blocks 1e-6), and a
     # running one costs more.
-    weights_BKN = _in_blocks(mx.exp(shifted_BV))
+    weights_BKN = _in_blocks(exp(shifted_BV))
     sums_BK = weights_BKN.sum(axis=-1)
     ends_BK = mx.cumsum(sums_BK, axis=-1)
     total_B1 = ends_BK[:, -1:]

@@ -19,6 +19,8 @@ import numpy as np
 from mlx_sumrl.data.example import Example
 from mlx_sumrl.errors import UserError
 from mlx_sumrl.policy import mlx_internals
+from mlx_sumrl.policy.attention import sampling_attention
+from mlx_sumrl.policy.exponential import on_cpu, swiglu
 from mlx_sumrl.policy.policy import Policy
 from mlx_sumrl.policy.sampling_cache import BatchCache, BatchState, group_size, spread
 from mlx_sumrl.reporting.model_shape import ModelShape
@@ -118,6 +120,14 @@ class LocalSampler:
     ) -> list[Group]:
         """One group per example, in their order; see `Sampler`."""
         self.policy.model.eval()
+        if not on_cpu():
+            return self._sample(examples, group_size, sampling, seed)
+        with mlx_internals.computing_by(self.policy.model.layers[0], _attend, swiglu):
+            return self._sample(examples, group_size, sampling, seed)
+
+    def _sample(
+        self, examples: Sequence[Example], group_size: int, sampling: Sampling, seed: int
+    ) -> list[Group]:
         head = mlx_internals.widened_head(self.policy.model)
         draws = [uniforms(seed, p, group_size, sampling.max_tokens) for p in range(len(examples))]
         rows_PG: list[list[_Row]] = [[] for _ in examples]
@@ -221,6 +231,15 @@ class LocalSampler:
                 row.token_ids.append(token)
                 row.logprobs.append(logprob)
                 row.stopped = token in self.policy.stop_ids
+
+
+def _attend(
+    queries: mx.array, keys: Any, values: Any, cache: Any, scale: float, mask: mx.array | str | None
+) -> mx.array:
+    """Attention for a CPU, which has no kernel of its own to lose; quantised keys are left to mlx-lm."""
+    if isinstance(keys, mx.array):
+        return sampling_attention(queries, keys, values, scale, mask)
+    return mlx_internals.usual_attention(queries, keys, values, cache, scale, mask)
 
 
 def _side_by_side(

@@ -12,11 +12,13 @@ import numpy as np
 from mlx.utils import tree_map, tree_unflatten
 
 from mlx_sumrl.config import PolicyConfig, TinyModelConfig
+from mlx_sumrl.data.example import Example
 from mlx_sumrl.policy import mlx_internals
 from mlx_sumrl.policy.policy import Policy, Weights
 from mlx_sumrl.policy.tiny import qwen2_config
 from mlx_sumrl.rollouts.types import Completion
 from mlx_sumrl.training.grpo import TrainingRow
+from tests.families import full_logits, log_softmax
 
 from .oracle import Ragged
 
@@ -110,6 +112,19 @@ def weighted_gradient(
     policy.model.update(tree_unflatten(list(own.items())))
     assert total is not None
     return total
+
+
+def answer_loss(policy: Policy, examples: Sequence[Example]) -> tuple[float, int]:
+    """Mean cross-entropy of the references' tokens and a stop token, and how many there are.
+
+    In numpy's float64, from the logits of the whole model on one row at a time.
+    """
+    nats: list[float] = []
+    for example in examples:
+        answer = [*policy.tokenizer.encode(example.reference, add_special_tokens=False), policy.stop_id]
+        table = log_softmax(full_logits(policy, [*example.prompt_ids, *answer]))
+        nats += [-table[len(example.prompt_ids) - 1 + t, token] for t, token in enumerate(answer)]
+    return sum(nats) / len(nats), len(nats)
 
 
 def flat(weights: Weights) -> np.ndarray:

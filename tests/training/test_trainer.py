@@ -15,16 +15,18 @@ import pytest
 
 from mlx_sumrl.config import RunConfig
 from mlx_sumrl.data.example import Example
+from mlx_sumrl.data.order import batch_indices
 from mlx_sumrl.errors import UserError
 from mlx_sumrl.policy.loading import load_policy
 from mlx_sumrl.policy.policy import Policy
 from mlx_sumrl.rollouts.local import LocalSampler
 from mlx_sumrl.rollouts.types import Group, Sampling
 from mlx_sumrl.training.checkpoints import list_checkpoints
+from mlx_sumrl.training.seeds import derived_seed
 from mlx_sumrl.training.trainer import Trainer
 from tests.recipes.jobs import Job
 
-from .models import STOP, flat, tiny_policy
+from .models import STOP, answer_loss, flat, tiny_policy
 
 # DESIGN's metric names.
 EVERY_STEP = {
@@ -170,13 +172,14 @@ class TestMetrics:
 
     def test_supervised_steps(self, make_job: MakeJob) -> None:
         job = make_job({"sft": {"steps": 3}, "stages": []})
+        train, size = job.prepared.train, job.config.sft.batch_size
+        seed = derived_seed(job.config.seed, "order sft")
+        loss, tokens = answer_loss(job.policy, [train[i] for i in batch_indices(seed, len(train), size, 0)])
         rows = job.train()
         names = {"loss", "grad_norm", "learning_rate", "update/kept_fraction", "tokens_per_second", "stage"}
         assert all(row.keys() >= names | {"memory/peak_gb", "policy_version"} for row in rows)
-        # An untrained model of V tokens knows nothing: log V nats a token, and, since its logits are random and
-        # not equal, about half their variance on top.
-        nothing = math.log(job.policy.vocabulary)
-        assert nothing - 0.1 < rows[0]["loss"] < nothing + 1
+        assert rows[0]["loss"] == pytest.approx(loss, rel=1e-5)
+        assert rows[0]["tokens"] == tokens
         assert rows[2]["loss"] < rows[0]["loss"]
 
     def test_lengths_are_those_of_the_completions(self, make_job: MakeJob) -> None:

@@ -17,48 +17,25 @@ from typing import Self
 from pydantic import Field, model_validator
 from rich.console import Console
 
-from mlx_sumrl.config import (
-    DEFAULT_DTYPE,
-    DataConfig,
-    Dtype,
-    EvaluationConfig,
-    LengthConfig,
-    PolicyConfig,
-    Room,
-)
+from mlx_sumrl.config import DataConfig, EvaluationConfig
 from mlx_sumrl.data.examples import config_rows, load_examples
-from mlx_sumrl.data.prompting import as_trained
 from mlx_sumrl.evaluation.evaluate import evaluate
 from mlx_sumrl.evaluation.table import comparison_table
 from mlx_sumrl.options.command_line import exit_code_of, parse
-from mlx_sumrl.policy.loading import load_policy
 from mlx_sumrl.reporting.progress import make_progress
 from mlx_sumrl.rollouts import LocalSampler, Sampling
+from recipes.given_model import GivenModel
 
 DESCRIPTION = "Evaluate a model on held-out rows: length, ROUGE, METEOR."
 
 
-class EvaluateConfig(Room):
+class EvaluateConfig(GivenModel):
     """What to evaluate, on what."""
 
-    model: str
-    """A model folder or a Hugging Face id."""
-    adapter: str | None = None
-    """An mlx_lm adapter folder on top of it."""
-    dtype: Dtype = DEFAULT_DTYPE
-    """Type of the weights."""
     data: DataConfig = DataConfig()
-    """`data.evaluation` names the rows."""
-    length: LengthConfig = LengthConfig()
-    """What counts as within."""
-    max_tokens: int = Field(default=128, gt=1)
-    """Most tokens of a summary, the stop token counted."""
+    """`data.evaluation` names the rows; prompts are as in training where the model's folder says how."""
     force_length: int | None = Field(default=None, gt=0)
     """Make every summary exactly this long: the length-matched baseline."""
-    temperature: float = Field(default=0.0, ge=0)
-    """0 is greedy."""
-    seed: int = 0
-    """Matters above temperature 0."""
     batch_size: int = Field(default=EvaluationConfig().batch_size, gt=0)
     """Prompts decoded at once."""
     out: Path | None = None
@@ -74,13 +51,10 @@ class EvaluateConfig(Room):
 def main() -> None:
     """Load, evaluate, print, write."""
     config = parse(EvaluateConfig, prog="python -m recipes.evaluate", description=DESCRIPTION)
-    policy = load_policy(PolicyConfig(model=config.model, dtype=config.dtype), adapter=config.adapter)
-    data, length = as_trained(config.model, config.data, config.length)
+    limit = config.force_length or config.max_tokens
+    policy, data, length = config.loaded(limit)
     rows = config_rows(data, "evaluation", config.seed)
     assert rows is not None  # the config has checked it
-    limit = config.force_length or config.max_tokens
-    room = policy.room_for_prompt(data.max_prompt_tokens, limit)
-    data = data.model_copy(update={"max_prompt_tokens": room})
     loaded = load_examples(rows, data, policy.tokenizer, length.target, "evaluation")
     console = Console()
     console.print(loaded.report.describe(), highlight=False, markup=False)

@@ -139,7 +139,7 @@ class PolicyConfig(Room):
     gradient_checkpointing: bool = False
     """Recompute each layer in the backward pass: less memory, about a third more time."""
     logits_mb: int = Field(default=32, gt=0)
-    """Most of an array of tokens x vocabulary in training, in MB; what exceeds it is worked on in small tiles."""
+    """Most that arrays of tokens x vocabulary may take in training, in MB; what would be more is done in tiles."""
     trust_remote_code: bool = False
     """Run Python that a model folder brings along."""
 

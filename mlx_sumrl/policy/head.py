@@ -34,6 +34,8 @@ from mlx_sumrl.policy.log_sum_exp import LogitRule, RunningTotals, columns
 from mlx_sumrl.policy.mlx_internals import HeadMatrix
 from mlx_sumrl.rollouts.filters import filtered_logits
 
+ALIVE = 6
+"""Arrays as large as a tile that live at once, about."""
 TILE = 4_000_000
 """Bytes of a tile, where there is more than one and the budget allows; larger ones are not faster."""
 NARROWEST = 2048
@@ -45,7 +47,7 @@ class HeadOptions:
     """Which distribution the head speaks of, and how much memory it may take."""
 
     budget: int
-    """Bytes of one float32 array of tokens x vocabulary; about three of them live at once."""
+    """Bytes that all arrays of tokens x vocabulary together may take."""
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
@@ -69,9 +71,9 @@ def tiles(N: int, V: int, D: int, budget: int, keep: bool) -> Tiles:
 
     ``D``, the width of the hidden states, counts as N does: a tile's weights and their gradient are float32 too.
     """
-    if keep and budget >= 4 * max(N, D) * V:
+    if keep and budget >= ALIVE * 4 * max(N, D) * V:
         return Tiles((slice(0, N),), (slice(0, V),))
-    numbers = max(min(budget, TILE) // 4, 1)
+    numbers = max(min(budget // ALIVE, TILE) // 4, 1)
     wide = min(V, max(NARROWEST, numbers // max(N, D)))
     long = max(1, min(N, numbers // wide))
     return Tiles(_ranges(N, long), _ranges(V, wide))
@@ -247,7 +249,9 @@ def _forward(
             z = logits.of(h, *_tile(matrix, rows))
             running, e = running.add(z, targets, rows)
             if cut.single and keep:
+                settle(running.top, running.chosen, e)
                 kept = [e / running.total[:, None], *([] if logits.cap is None else [z])]
+            del z, e  # nothing but the graph holds them when it is computed
             settle(running.top, running.total, running.chosen, kept)
         parts.append(running)
     logprobs = mx.concatenate([part.logprobs for part in parts])
@@ -330,7 +334,7 @@ def _slopes(
 
 def _by_tokens(model: nn.Module, hidden_ND: mx.array, targets_N: mx.array, options: HeadOptions) -> mx.array:
     """The same through the model's own head, as many tokens at a time as fit the budget."""
-    rows = max(options.budget // (4 * mlx_internals.vocabulary(model)), 1)
+    rows = max(options.budget // (ALIVE * 4 * mlx_internals.vocabulary(model)), 1)
     # mx.checkpoint takes gradients to all of its arguments and to nothing else: the head's weights have to be
     # among them, and the targets must not.
     weights = mlx_internals.head_weights(model)

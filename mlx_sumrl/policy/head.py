@@ -16,7 +16,8 @@ from tile to tile (as in Milakov and Gimelshein 2018, arXiv:1805.02867), so each
 Everything else (a filter, which has to see whole rows; a head with adapters) goes through the model's own
 head, a range of tokens at a time, each computed again in the backward pass.
 
-`mx.depends` puts the tiles in a row: MLX would otherwise schedule all of them together.
+`mx.depends` puts the tiles in a row, on all that the tile before has made: MLX would otherwise schedule what is
+left of each at the end, and keep its logits until then.
 """
 
 from __future__ import annotations
@@ -242,10 +243,10 @@ def _forward(
     kept: list[mx.array] = []
     for tokens in cut.tokens:
         targets = targets_N[tokens]
-        (h,) = mx.depends([hidden[tokens]], [part.total for part in parts[-1:]])
+        (h,) = mx.depends([hidden[tokens]], [part.logprobs for part in parts[-1:]])
         running = RunningTotals.start(targets.size)
         for rows in cut.vocabulary:
-            (h,) = mx.depends([h], [running.total])
+            (h,) = mx.depends([h], [running.total, running.chosen])
             z = logits.of(h, *_tile(matrix, rows))
             running, e = running.add(z, targets, rows)
             if cut.single and keep:
@@ -277,7 +278,7 @@ def _backward(
         w, b = _tile(matrix, rows)
         of_weight, of_bias = mx.zeros(w.shape), mx.zeros(w.shape[:1])
         for place, tokens in enumerate(cut.tokens):
-            (h,) = mx.depends([hidden[tokens]], [d_hidden[place], of_weight])
+            (h,) = mx.depends([hidden[tokens]], [d_hidden[place], of_weight, of_bias, d_weight])
             if cut.single:
                 p, z = made.kept[0], made.kept[-1]
                 made.kept.clear()  # so that they go as soon as they are used
@@ -318,7 +319,7 @@ def _slopes(
         (h,) = mx.depends([hidden[tokens]], slopes[-1:])
         running, mean = RunningTotals.start(targets.size), mx.zeros(h.shape)
         for rows in cut.vocabulary:
-            (h,) = mx.depends([h], [running.total, mean])
+            (h,) = mx.depends([h], [running.total, running.chosen, mean])
             w, b = _tile(matrix, rows)
             z, top = logits.of(h, w, b), running.top
             running, e = running.add(z, targets, rows)

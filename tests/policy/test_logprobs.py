@@ -95,7 +95,7 @@ def test_chunks_of_the_head_change_nothing(
     whole = np.array(completion_logprobs(model, token_batch(PROMPTS, COMPLETIONS), **filters))
     monkeypatch.setattr(head, "NARROWEST", 64)
     rows = pack(list(zip(PROMPTS, COMPLETIONS, strict=True)), share_prompt=True)
-    options = HeadOptions(head_tokens * model.lm_head.weight.shape[0] * 4, **filters)
+    options = HeadOptions(head.ALIVE * head_tokens * model.lm_head.weight.shape[0] * 4, **filters)
     np.testing.assert_allclose(np.array(packed_logprobs(model, rows, options)), whole, atol=1e-5)
 
 
@@ -185,7 +185,7 @@ def test_gradients_are_those_of_the_plain_model(
     weights_BT = mx.array(np.random.default_rng(0).standard_normal((3, 6)).astype(np.float32))
 
     rows = pack(list(zip(PROMPTS, COMPLETIONS, strict=True)), share_prompt=True)
-    options = HeadOptions(5 * policy.vocabulary * 4, **filters)
+    options = HeadOptions(head.ALIVE * 5 * policy.vocabulary * 4, **filters)
 
     def chunked(model: nn.Module) -> mx.array:
         if packed:

@@ -27,6 +27,8 @@ ROUND = 12582912.0
 """1.5 * 2^23: added to a float32, the last bit is a unit, so that it is rounded to a whole number."""
 ROUND_BITS = 0x4B400000
 """Its bits as an integer."""
+PIECE = 1 << 17
+"""Numbers that are worked on at once: five arrays of them live meanwhile."""
 LOWEST = -87.0
 """exp of less is 0 here; float32 has hardly anything below."""
 
@@ -38,7 +40,16 @@ def on_cpu() -> bool:
 
 def exp(x: mx.array) -> mx.array:
     """e^x elementwise, without a gradient of its own on a CPU."""
-    return _exp(x) if on_cpu() and x.dtype == mx.float32 else mx.exp(x)
+    if not on_cpu() or x.dtype != mx.float32:
+        return mx.exp(x)
+    if x.size <= PIECE:
+        return _exp(x)
+    flat = x.reshape(-1)
+    pieces: list[mx.array] = []
+    for start in range(0, x.size, PIECE):
+        (piece,) = mx.depends([flat[start : start + PIECE]], pieces[-1:])
+        pieces.append(_exp(piece))
+    return mx.concatenate(pieces).reshape(x.shape)
 
 
 @partial(mx.compile)
@@ -81,11 +92,14 @@ def _swiglu_vjp(
     return _gated_back(*primals, outputs[1], cotangents[0])
 
 
-@partial(mx.compile)
 def _gated(gate: mx.array, x: mx.array) -> tuple[mx.array, mx.array]:
-    wide = gate.astype(mx.float32)
     # exp of a large number is infinite, and the sigmoid then 0, as it should be.
-    sigmoid = (1 / (1 + exp(-wide))).astype(gate.dtype)
+    return _times_sigmoid(exp(-gate.astype(mx.float32)), gate, x)
+
+
+@partial(mx.compile)
+def _times_sigmoid(e: mx.array, gate: mx.array, x: mx.array) -> tuple[mx.array, mx.array]:
+    sigmoid = (1 / (1 + e)).astype(gate.dtype)
     return gate * sigmoid * x, sigmoid
 
 

@@ -1,18 +1,20 @@
 """Whether a run will fit, before it begins: an estimate of the peak memory of a training step.
 
-Pure arithmetic on the model's shape. Weights, gradients, moments and caches are counted; activations follow a
-formula whose factors were fitted to measured peaks (see the constants), good to about a fifth. Never imports
-mlx.
+Pure arithmetic on the model's shape and the run's options. Weights, gradients, moments and caches are counted;
+what lives while a block or the head is computed follows formulas whose factors were fitted to measured peaks (see
+`mlx_sumrl.reporting.activation_estimate`). Never imports mlx.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import ceil
 from typing import Literal
 
 import psutil
 
 from mlx_sumrl.config import REFERENCE_BITS, ReferenceKind
+from mlx_sumrl.reporting.activation_estimate import Block, Head, Layout, Segment
 from mlx_sumrl.reporting.model_shape import ModelShape
 
 GIB = 2**30
@@ -21,32 +23,22 @@ BYTES = {"float32": 4, "bfloat16": 2}
 USABLE_SHARE = 0.75
 """Of a machine's memory; about what macOS lets the GPU have."""
 
-# Fitted to peaks of value_and_grad with mlx 0.32.4 on qwen2 shapes (hidden 256; 4 and 8 layers, 8 and 16
-# rows, 164 and 364 tokens, intermediate 768 and 1536, float32 and bfloat16).
-MLP_COPIES = 5
-"""Arrays of the MLP's inner size kept for the backward pass, per token and block."""
-HIDDEN_COPIES = 3
-SCORE_COPIES = 1.6
-"""Attention scores kept, heads x tokens; float32 whatever the weights are."""
-CONV_COPIES = 7
-BLOCKS_IN_FLIGHT = 1.5
-"""What the backward pass of a block needs beside what all blocks keep, in blocks."""
-BLOCKS_RECOMPUTED = 3.3
-"""The same with gradient checkpointing, where a block keeps only its input."""
-LOGIT_COPIES = 2
-UPDATE_COPIES = 2
-"""Of the trained weights, beside gradients and moments, while the optimiser steps: the clipped gradients and
-the new weights before the old ones go."""
-UPDATE_TEMPORARIES = 12
+SAMPLER_COPIES = 9
+"""Of the logits, while tokens are drawn."""
+CACHE_STEP = 256
+"""Tokens by which mlx-lm's cache of a prompt grows."""
+PREFILL = 256
+"""Tokens of a prompt that are read at once; see `mlx_sumrl.rollouts.local`."""
+UPDATE_TEMPORARIES = 13
 """float32 arrays as large as the slice of a weight that is updated at once; measured, as the next."""
 MOST_TEMPORARIES = 22
 """The same with compensation, 8-bit moments or Muon."""
-UPDATE_SLICE = 1 << 20
+UPDATE_SLICE = 1 << 18
 """Elements of such a slice; see `mlx_sumrl.training.moments`."""
 MOMENT_BYTES = {"float32": 4.0, "bfloat16": 2.0, "blocks8": 1 + 4 / 128}
 """Of one moment of one weight; a block of 128 codes has a float32 scale."""
 GROUP_SIZE = 64
-"""Weights of a quantised reference that share a scale and a bias; see `mlx_sumrl.policy.reference`."""
+"""Weights of a quantised reference, and keys and values of a quantised cache, that share a scale and a bias."""
 FEWER_BITS: dict[ReferenceKind | None, ReferenceKind] = {"copy": "8bit", "8bit": "4bit"}
 """The next smaller way to keep a reference."""
 MOMENTS = {"adamw": 2, "lion": 1, "adafactor": 0, "muon": 1}
@@ -63,22 +55,40 @@ class MemoryEstimate:
     moments: int
     """What the optimiser keeps, a compensation counted."""
     gradients: int
+    """Of all trained weights, while the last of them are added up."""
     activations: int
-    logits: int
-    """Of one chunk of the head in training."""
+    """What the blocks' backward pass needs beside gradients."""
+    head: int
+    """All beside weights and moments while the head is differentiated."""
+    kept_gradients: int
+    """What is left of the gradients for the update."""
     update: int
-    """While the optimiser steps."""
+    """Temporaries while the optimiser steps."""
     kv_cache: int
-    sampler_logits: int
+    sampler: int
+    """While a prompt is read or tokens are drawn, and the float32 copy of the head that makes their logits."""
     ways_out: tuple[str, ...] = ()
     """Options that would make it smaller."""
 
     @property
+    def rollout(self) -> int:
+        """Peak while completions are sampled."""
+        return self.weights + self.moments + self.kv_cache + self.sampler
+
+    @property
+    def gradient(self) -> int:
+        """Peak while the gradient is computed."""
+        return self.weights + self.moments + max(self.gradients + self.activations, self.head)
+
+    @property
+    def step(self) -> int:
+        """Peak while the optimiser moves the weights."""
+        return self.weights + self.moments + self.kept_gradients + self.update
+
+    @property
     def total(self) -> int:
-        """The peak: what stays, and the largest of backward pass, optimiser step and sampling."""
-        backward = self.gradients + self.activations + self.logits
-        step = self.gradients + self.update
-        return self.weights + self.moments + max(backward, step, self.kv_cache + self.sampler_logits)
+        """The peak of them all."""
+        return max(self.rollout, self.gradient, self.step)
 
 
 def estimate_peak(
@@ -88,26 +98,29 @@ def estimate_peak(
     dtype: Literal["float32", "bfloat16"],
     prompt_tokens: int,
     completion_tokens: int,
-    micro_batch_rows: int,
+    prompts_per_step: int,
+    group_size: int = 1,
+    micro_batch_tokens: int = 4096,
+    logits_mb: int = 32,
     gradient_checkpointing: bool = False,
-    sampler_rows: int = 0,
+    share_prompt: bool = True,
+    filtered: bool = False,
+    max_rows: int = 0,
+    cache_bits: Literal[4, 8] | None = None,
     reference: ReferenceKind | None = None,
-    micro_batches: int = 1,
-    shared_prompt: bool = False,
     lora_rank: int = 8,
     lora_layers: int = -1,
-    head_tokens: int = 512,
     optimizer: Literal["adamw", "lion", "adafactor", "muon"] = "adamw",
     moments: Literal["float32", "bfloat16", "blocks8"] = "float32",
     compensated: bool = False,
 ) -> MemoryEstimate:
-    """Peak memory of a step of GRPO, or of supervised training (``sampler_rows=0``).
+    """Peak memory of a step of GRPO; of supervised training with ``group_size`` and ``max_rows`` left as they are.
 
-    ``micro_batches`` of ``micro_batch_rows`` rows make a step; with more than one, gradients are added up in
-    float32. ``shared_prompt``: the rows of a micro-batch have one prompt, computed once. ``head_tokens``
-    completion tokens have logits at once. ``reference`` (KL to a reference, kept so) costs memory with full tuning
-    only. ``optimizer`` keeps its ``moments`` as given; ``compensated`` rounding costs 2 bytes for each
-    trained bfloat16 weight.
+    All prompts and completions are taken to be as long as ``prompt_tokens`` and ``completion_tokens``. ``max_rows``
+    completions are sampled at once, with keys and values in ``cache_bits``. ``filtered``: with ``top_p`` or
+    ``top_k``. ``reference`` (KL to a reference, kept so) costs memory with full tuning only. ``optimizer`` keeps
+    its ``moments`` as given; ``compensated`` rounding costs 2 bytes for each trained bfloat16 weight. The other
+    options are those of the same name.
     """
     size = BYTES[dtype]
     weights = _weight_bytes(shape, size)
@@ -115,6 +128,7 @@ def estimate_peak(
         trained, trained_size = shape.parameters, size
         hidden_matrix = shape.hidden * shape.intermediate * (2 if shape.fused else 1)
         largest = max(shape.vocab * shape.hidden, hidden_matrix)
+        of_blocks = shape.parameters - _head_parameters(shape)
         if reference == "copy":
             weights *= 2
         elif reference is not None:
@@ -123,38 +137,85 @@ def estimate_peak(
         # mlx-lm makes adapters in float32.
         trained, trained_size = shape.adapter_parameters(lora_rank, lora_layers, dora=tuning == "dora"), 4
         largest = lora_rank * max(max(matrix) for matrix in shape.block_matrices(attention=True))
-        hidden_matrix = largest
+        hidden_matrix, of_blocks = largest, trained
         weights += trained * trained_size
 
-    # A shared prompt's keys and values are still laid out for every row, hence the score and cache terms stay.
-    tokens = (1 if shared_prompt else micro_batch_rows) * prompt_tokens + micro_batch_rows * completion_tokens
-    per_block = _block_bytes(shape, tokens, prompt_tokens + completion_tokens, size)
+    layout = Layout.of(
+        prompt_tokens, completion_tokens, prompts_per_step, group_size, micro_batch_tokens, share_prompt
+    )
+    block = Block(shape, size, adapters=tuning != "full")
+    head = Head(shape, logits_mb * 1_000_000, trained=tuning == "full", filtered=filtered)
+    smaller_head = replace(head, budget=head.budget // 4)
+    own_head = shape.vocab * shape.hidden * size if tuning == "full" else 0
+    in_flight = block.temporaries(layout.largest)
     if gradient_checkpointing:
-        blocks = min(BLOCKS_RECOMPUTED, shape.layers + BLOCKS_IN_FLIGHT)
-        activations = blocks * per_block + shape.layers * tokens * shape.hidden * size
+        # What every block read, of all micro-batches, and the cotangents that take its place.
+        read = (shape.layers + 1) * layout.positions * shape.hidden * size
+        gradients = trained * trained_size
+        # A block's gradients are added up in float32, and again before they are rounded.
+        adding = of_blocks / shape.layers * 4 * (1 if trained_size == 4 else 2)
+        activations = read + block.kept(layout.largest) + in_flight + adding
+        head_tokens = layout.completion_tokens
+        of_head = read + own_head + head.bytes(head_tokens)
+        kept_gradients = gradients
     else:
-        activations = (shape.layers + BLOCKS_IN_FLIGHT) * per_block
+        kept = shape.layers * sum(block.kept(segment) for segment in layout.segments)
+        # Each group's gradient is a whole one until the groups of a micro-batch are added up; several micro-batches
+        # are added up in float32, old and new side by side.
+        gradients = trained * trained_size * layout.groups
+        kept_gradients = trained * trained_size
+        if layout.micro_batches > 1:
+            gradients, kept_gradients = trained * 4 + max(gradients, trained * 4), trained * 4
+        activations = kept + in_flight
+        # Tiles of the head's gradient are put together twice where MLX schedules them.
+        head_tokens = layout.micro_batch_completion_tokens
+        of_head = kept + 3 * own_head + head.bytes(head_tokens)
 
-    cached = sampler_rows * (prompt_tokens + completion_tokens) * shape.kv_heads * shape.head_dim
-    chunk = min(head_tokens, micro_batch_rows * completion_tokens)
-    accumulated = trained * 4 if micro_batches > 1 else 0
-    kept = _optimizer_bytes(shape, trained, tuning, optimizer, moments)
-    kept += 2 * trained if compensated and trained_size == 2 else 0
+    smaller_helps = of_head > gradients + activations and smaller_head.bytes(head_tokens) < head.bytes(
+        head_tokens
+    )
+
+    kept_moments = _optimizer_bytes(shape, trained, tuning, optimizer, moments)
+    kept_moments += 2 * trained if compensated and trained_size == 2 else 0
     # Muon takes a matrix whole, though never an embedding.
     at_once = hidden_matrix if optimizer == "muon" else min(largest, UPDATE_SLICE)
     plain = not compensated and moments != "blocks8" and optimizer != "muon"
     temporaries = (UPDATE_TEMPORARIES if plain else MOST_TEMPORARIES) * at_once * 4
+
+    rows = min(max_rows, prompts_per_step * group_size)
+    prompts = ceil(rows / group_size) * ceil(prompt_tokens / CACHE_STEP) * CACHE_STEP * size
+    caches = (
+        rows
+        * (prompt_tokens + completion_tokens)
+        * (size if cache_bits is None else cache_bits / 8 + 2 * size / GROUP_SIZE)
+    )
+    # One layer's are copied while they are multiplied with.
+    caches = prompts * shape.attention_layers + caches * (shape.attention_layers + 1)
+    at_first = min(prompt_tokens, PREFILL)
+    prefill = block.temporaries(Segment(1, at_first, before=prompt_tokens - at_first)) if rows else 0
+    widened = shape.vocab * shape.hidden * 4 if rows and size < 4 and shape.quantization is None else 0
     return MemoryEstimate(
         weights=weights,
-        moments=kept,
-        gradients=trained * trained_size + accumulated,
+        moments=kept_moments,
+        gradients=gradients,
         activations=round(activations),
-        logits=LOGIT_COPIES * chunk * shape.vocab * 4,
-        update=UPDATE_COPIES * trained * trained_size + temporaries,
-        kv_cache=2 * cached * shape.attention_layers * size,
-        sampler_logits=LOGIT_COPIES * sampler_rows * shape.vocab * 4,
+        head=round(of_head),
+        kept_gradients=kept_gradients,
+        update=temporaries,
+        kv_cache=round(2 * shape.kv_heads * shape.head_dim * caches),
+        sampler=round(max(SAMPLER_COPIES * rows * shape.vocab * 4, prefill)) + widened,
         ways_out=_ways_out(
-            tuning, dtype, micro_batch_rows, gradient_checkpointing, sampler_rows, moments, reference
+            tuning=tuning,
+            dtype=dtype,
+            group_size=group_size,
+            micro_batch_tokens=micro_batch_tokens,
+            longest=prompt_tokens + completion_tokens,
+            logits_mb=logits_mb // 4 if smaller_helps else 0,
+            gradient_checkpointing=gradient_checkpointing,
+            rows=rows,
+            cache_bits=cache_bits,
+            moments=moments,
+            reference=reference,
         ),
     )
 
@@ -203,33 +264,34 @@ def _optimizer_bytes(shape: ModelShape, trained: int, tuning: str, optimizer: st
         return 2 * 4 * trained // shape.hidden if tuning == "full" else 4 * trained
     count = MOMENTS[optimizer] * trained
     if optimizer == "muon" and tuning == "full":
-        count += shape.vocab * shape.hidden * (1 if shape.tied else 2)
+        count += _head_parameters(shape)
     return round(MOMENT_BYTES[moments] * count)
 
 
-def _block_bytes(shape: ModelShape, tokens: int, length: int, size: int) -> float:
-    """What one block keeps for its backward pass, on average over attention and convolution blocks."""
-    keys = 2 * shape.kv_heads * shape.head_dim
-    attention = keys * size + SCORE_COPIES * shape.heads * length * 4
-    convolution = CONV_COPIES * shape.hidden * size
-    mixed = (shape.attention_layers * attention + shape.conv_layers * convolution) / shape.layers
-    return tokens * (mixed + (MLP_COPIES * shape.intermediate + HIDDEN_COPIES * shape.hidden) * size)
+def _head_parameters(shape: ModelShape) -> int:
+    return shape.vocab * shape.hidden * (1 if shape.tied else 2)
 
 
 def _ways_out(
+    *,
     tuning: str,
     dtype: str,
-    micro_batch_rows: int,
+    group_size: int,
+    micro_batch_tokens: int,
+    longest: int,
+    logits_mb: int,
     gradient_checkpointing: bool,
-    sampler_rows: int,
+    rows: int,
+    cache_bits: int | None,
     moments: str,
     reference: ReferenceKind | None,
 ) -> tuple[str, ...]:
     ways = []
-    if micro_batch_rows > 1:
-        ways.append("grpo.micro_batch_tokens lower")
     if not gradient_checkpointing:
         ways.append("policy.gradient_checkpointing true")
+    if micro_batch_tokens > longest:  # fewer than a row's would change nothing
+        room = "grpo" if group_size > 1 else "sft"
+        ways.append(f"{room}.micro_batch_tokens {max(micro_batch_tokens // 2, longest)}")
     if tuning == "full":
         ways.append("policy.tuning lora")
         if moments == "float32":
@@ -238,6 +300,10 @@ def _ways_out(
             ways.append(f"grpo.reference {FEWER_BITS[reference]}")
     if dtype == "float32":
         ways.append("policy.dtype bfloat16")
-    if sampler_rows > 8:
-        ways.append(f"sampling.max_rows {sampler_rows // 2}")
+    if logits_mb:
+        ways.append(f"policy.logits_mb {logits_mb}")
+    if rows > 8:
+        ways.append(f"sampling.max_rows {rows // 2}")
+        if cache_bits is None:
+            ways.append("sampling.cache_bits 8")
     return tuple(ways)

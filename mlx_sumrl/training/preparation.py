@@ -6,17 +6,18 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 
-from mlx_sumrl.config import PolicyConfig, RunConfig
+from mlx_sumrl.config import OptimizerConfig, PolicyConfig, RunConfig
 from mlx_sumrl.data.example import Example
 from mlx_sumrl.data.examples import Which, config_rows, load_examples
 from mlx_sumrl.errors import UserError
 from mlx_sumrl.policy.loading import load_policy
 from mlx_sumrl.policy.policy import Policy
 from mlx_sumrl.policy.tiny import make_tiny_model
-from mlx_sumrl.reporting.memory_estimate import describe, estimate_peak, machine_memory
+from mlx_sumrl.reporting.memory_estimate import MemoryEstimate, describe, estimate_peak, machine_memory
 from mlx_sumrl.reporting.model_shape import ModelShape
 from mlx_sumrl.rewards.function import check_columns
 from mlx_sumrl.training.seeds import derived_seed
@@ -82,31 +83,54 @@ def check_context(config: RunConfig, policy: Policy) -> None:
 
 def memory_sentence(config: RunConfig, policy: Policy) -> str:
     """The estimated peak of a step beside what the machine has."""
-    options = policy.options
-    optimizer = config.sft.optimizer if config.sft and not config.stages else config.optimizer
-    estimate = estimate_peak(
-        ModelShape.from_config(policy.config),
-        tuning=options.tuning,
-        dtype=options.dtype,
-        prompt_tokens=config.data.max_prompt_tokens,
-        completion_tokens=config.sampling.max_tokens,
-        micro_batch_rows=config.grpo.group_size,
-        shared_prompt=config.grpo.share_prompt,
-        gradient_checkpointing=options.gradient_checkpointing,
-        sampler_rows=min(config.sampling.max_rows, config.grpo.prompts_per_step * config.grpo.group_size),
-        reference=config.grpo.reference if config.grpo.beta > 0 else None,
-        micro_batches=config.grpo.prompts_per_step,
-        lora_rank=options.lora.rank,
-        lora_layers=options.lora.layers,
-        head_tokens=options.logits_mb * 1_000_000 // 4 // policy.vocabulary + 1,
-        optimizer=optimizer.kind,
-        moments=optimizer.moments,
-        compensated=optimizer.rounding == "compensated",
-    )
     working_set = (
         mx.device_info().get("max_recommended_working_set_size") if mx.metal.is_available() else None
     )
+    estimate = peak_estimate(config, policy.options, ModelShape.from_config(policy.config))
     return describe(estimate, machine_memory(), int(working_set) if working_set else None)
+
+
+def peak_estimate(config: RunConfig, options: PolicyConfig, shape: ModelShape) -> MemoryEstimate:
+    """Of the largest step of a run: a supervised one, or one of the stages."""
+    grpo, sampling = config.grpo, config.sampling
+    rewarded: dict[str, Any] = {
+        "prompts_per_step": grpo.prompts_per_step,
+        "group_size": grpo.group_size,
+        "micro_batch_tokens": grpo.micro_batch_tokens,
+        "share_prompt": grpo.share_prompt,
+        "filtered": sampling.top_p < 1 or sampling.top_k > 0,
+        "max_rows": sampling.max_rows,
+        "cache_bits": sampling.cache_bits,
+        "reference": grpo.reference if grpo.beta > 0 else None,
+    }
+    phases: list[tuple[OptimizerConfig, dict[str, Any]]] = []
+    if config.stages or config.sft is None:
+        phases.append((config.optimizer, rewarded))
+    if config.sft is not None:
+        supervised = {
+            "prompts_per_step": config.sft.batch_size,
+            "micro_batch_tokens": config.sft.micro_batch_tokens,
+        }
+        phases.append((config.sft.optimizer, supervised))
+    estimates = [
+        estimate_peak(
+            shape,
+            tuning=options.tuning,
+            dtype=options.dtype,
+            prompt_tokens=config.data.max_prompt_tokens,
+            completion_tokens=sampling.max_tokens,
+            logits_mb=options.logits_mb,
+            gradient_checkpointing=options.gradient_checkpointing,
+            lora_rank=options.lora.rank,
+            lora_layers=options.lora.layers,
+            optimizer=optimizer.kind,
+            moments=optimizer.moments,
+            compensated=optimizer.rounding == "compensated",
+            **phase,
+        )
+        for optimizer, phase in phases
+    ]
+    return max(estimates, key=lambda estimate: estimate.total)
 
 
 def _policy_options(config: RunConfig, folder: Path) -> PolicyConfig:

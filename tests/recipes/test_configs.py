@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
@@ -17,7 +17,7 @@ from mlx_sumrl.data.examples import load_examples
 from mlx_sumrl.data.sources import Row, Rows
 from mlx_sumrl.options.command_line import Command
 from mlx_sumrl.policy.tiny import train_tokenizer
-from mlx_sumrl.reporting.memory_estimate import GIB, USABLE_SHARE, MemoryEstimate
+from mlx_sumrl.reporting.memory_estimate import GIB, USABLE_SHARE
 from mlx_sumrl.reporting.model_shape import ModelShape
 from mlx_sumrl.rewards.scoring import build_rewards
 from mlx_sumrl.rollouts.types import Completion, Group
@@ -193,13 +193,11 @@ class TestRedditPosts:
         assert rest.startswith(post)
 
     @pytest.mark.parametrize("tuning", ["lora", "full"])
-    def test_it_fits_a_mac_with_16_gb(
-        self, name: str, tuning: str, parse: Parse, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_it_fits_a_mac_with_16_gb(self, name: str, tuning: str, parse: Parse) -> None:
         config = parse("--config", path_of(name), *(FULL if tuning == "full" else ()))
-        estimate = recipe_estimate(config, PUBLISHED[name], monkeypatch)
-        parameters = PARAMETERS[name]
-        assert ModelShape.from_config(PUBLISHED[name]).parameters == parameters
+        parameters, shape = PARAMETERS[name], ModelShape.from_config(PUBLISHED[name])
+        assert shape.parameters == parameters
+        estimate = preparation.peak_estimate(config, config.policy, shape)
         assert estimate.total < USABLE_SHARE * 16 * GIB
         # bf16 weights, and with full tuning two float32 moments and a bf16 gradient at least
         assert estimate.total > parameters * (2 + (8 + 2) * (tuning == "full"))
@@ -214,18 +212,3 @@ class TestRedditPosts:
         config = parse("--config", path_of(name))
         context = PUBLISHED[name]["max_position_embeddings"]
         preparation.check_context(config, SimpleNamespace(context=context, source=name))  # type: ignore[arg-type]
-
-
-def recipe_estimate(
-    config: RunConfig, model: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> MemoryEstimate:
-    """The estimate that a run writes down before it begins."""
-    estimates: list[MemoryEstimate] = []
-
-    def describe(estimate: MemoryEstimate, *machine: Any) -> str:
-        estimates.append(estimate)
-        return ""
-
-    monkeypatch.setattr(preparation, "describe", describe)
-    preparation.memory_sentence(config, SimpleNamespace(config=model, options=config.policy))  # type: ignore[arg-type]
-    return estimates[0]

@@ -1,15 +1,25 @@
-"""Parameter counts against mlx-lm's own models; the peak against what MLX measured."""
+"""Parameter counts against mlx-lm's own models; the parts of an estimate by hand. Peaks: test_measured_memory."""
 
 from __future__ import annotations
 
 import importlib
 from typing import Any
 
-import mlx.core as mx
 import mlx.nn as nn
 import pytest
-from mlx.utils import tree_flatten, tree_unflatten
+import yaml
+from mlx.utils import tree_flatten
 
+from mlx_sumrl.config import (
+    GrpoConfig,
+    OptimizerConfig,
+    PolicyConfig,
+    RewardConfig,
+    RunConfig,
+    SamplingConfig,
+    SftConfig,
+    StageConfig,
+)
 from mlx_sumrl.errors import UserError
 from mlx_sumrl.reporting.memory_estimate import (
     GIB,
@@ -20,6 +30,7 @@ from mlx_sumrl.reporting.memory_estimate import (
     machine_memory,
 )
 from mlx_sumrl.reporting.model_shape import ModelShape
+from mlx_sumrl.training.preparation import peak_estimate
 
 SMALL = {
     "hidden_size": 64,
@@ -107,89 +118,75 @@ class TestParameters:
             ModelShape.from_config({"model_type": "bert", "hidden_size": 8, "num_attention_heads": 2})
 
 
-def measured_peak(
-    rows: int, prompt: int, completion: int, layers: int, dtype: mx.Dtype
-) -> tuple[ModelShape, int]:
-    """Peak of one backward pass over completion tokens, weights included, with a plain head."""
-    config = {**SMALL, "hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": layers}
-    model = build("qwen2", config)
-    model.set_dtype(dtype)
-    tokens = mx.random.randint(0, 300, (rows, prompt + completion))
-
-    def loss(weights: dict[str, mx.array]) -> mx.array:
-        model.update(tree_unflatten(list(weights.items())))
-        hidden = model.model(tokens)[:, prompt - 1 : -1]
-        logits = model.model.embed_tokens.as_linear(hidden).astype(mx.float32)
-        return nn.losses.cross_entropy(logits, tokens[:, prompt:]).mean()
-
-    weights = dict(tree_flatten(model.trainable_parameters()))
-    mx.eval(weights, tokens)
-    mx.clear_cache()
-    before = mx.get_active_memory() - sum(array.nbytes for array in weights.values())
-    mx.reset_peak_memory()
-    mx.eval(mx.value_and_grad(loss)(weights))
-    return ModelShape.from_config({"model_type": "qwen2", **config}), mx.get_peak_memory() - before
+def half_billion(**changes: Any) -> MemoryEstimate:
+    options: dict[str, Any] = {
+        "tuning": "full",
+        "dtype": "bfloat16",
+        "prompt_tokens": 200,
+        "completion_tokens": 65,
+        "prompts_per_step": 4,
+        "group_size": 8,
+        "micro_batch_tokens": 712,  # a group: 200 + 8 * 64
+        "max_rows": 64,
+    }
+    return estimate_peak(ModelShape.from_config(QWEN_05B), **{**options, **changes})
 
 
-class TestEstimate:
-    @pytest.mark.parametrize(
-        ("rows", "prompt", "completion", "layers", "dtype"),
-        [(8, 100, 64, 3, "float32"), (4, 200, 32, 6, "float32"), (8, 100, 64, 3, "bfloat16")],
-    )
-    def test_near_what_mlx_measures(
-        self, rows: int, prompt: int, completion: int, layers: int, dtype: Any
-    ) -> None:
-        shape, measured = measured_peak(rows, prompt, completion, layers, getattr(mx, dtype))
-        estimate = estimate_peak(
-            shape,
-            tuning="full",
-            dtype=dtype,
-            prompt_tokens=prompt,
-            completion_tokens=completion,
-            micro_batch_rows=rows,
-            head_tokens=rows * completion,
+class TestParts:
+    def test_half_a_billion(self) -> None:
+        """`python -m benchmarks.memory --shape qwen2.5-0.5b --reference 4bit --prompts 1 --group-size 2
+        --prompt-tokens 8 --new-tokens 4` measured 3.80, 4.35 and 4.24 GB (10^9 bytes)."""
+        estimate = half_billion(
+            prompt_tokens=8,
+            completion_tokens=4,
+            prompts_per_step=1,
+            group_size=2,
+            gradient_checkpointing=True,
+            reference="4bit",
+            moments="bfloat16",
         )
-        backward = estimate.weights + estimate.gradients + estimate.activations + estimate.logits
-        assert 0.8 < backward / measured < 1.3
+        assert estimate.rollout / 1e9 == pytest.approx(3.80, rel=0.01)
+        assert estimate.gradient / 1e9 == pytest.approx(4.35, rel=0.01)
+        assert estimate.step / 1e9 == pytest.approx(4.24, rel=0.01)
 
-    def half_billion(self, **changes: Any) -> MemoryEstimate:
-        options: dict[str, Any] = {
-            "tuning": "full",
-            "dtype": "bfloat16",
-            "prompt_tokens": 200,
-            "completion_tokens": 64,
-            "micro_batch_rows": 4,
-            "sampler_rows": 32,
-        }
-        return estimate_peak(ModelShape.from_config(QWEN_05B), **{**options, **changes})
-
-    def test_parts_by_hand(self) -> None:
-        estimate = self.half_billion()
-        assert estimate.weights == 2 * 494_032_768
-        assert estimate.moments == 8 * 494_032_768
-        assert estimate.gradients == 2 * 494_032_768
-        # keys and values x 24 layers x 2 heads x 64 x bfloat16, for 264 tokens of each of 32 rows
-        assert estimate.kv_cache == 2 * 24 * 2 * 64 * 2 * 264 * 32
-        assert estimate.logits == 2 * 256 * 151936 * 4  # 4 x 64 completion tokens, fewer than a whole chunk
-        assert self.half_billion(micro_batches=2).gradients == (2 + 4) * 494_032_768
+    def test_by_hand(self) -> None:
+        n = 494_032_768
+        estimate = half_billion()
+        assert estimate.weights == 2 * n
+        assert estimate.moments == 8 * n
+        # keys and values x 2 heads x 64 x bfloat16: 24 layers and a copy of one, for 265 tokens of each of 32 rows,
+        # and 24 layers for the 4 prompts, in steps of 256
+        assert estimate.kv_cache == 2 * 2 * 64 * 2 * (25 * 265 * 32 + 24 * 256 * 4)
+        # several micro-batches in a graph are added up in float32, the old sum beside the new one
+        assert (estimate.gradients, estimate.kept_gradients) == (8 * n, 4 * n)
+        one = half_billion(prompts_per_step=1)
+        assert (one.gradients, one.kept_gradients) == (2 * n, 2 * n)
+        checkpointed = half_billion(gradient_checkpointing=True)
+        assert (checkpointed.gradients, checkpointed.kept_gradients) == (2 * n, 2 * n)
+        # What a rollout adds: the head's matrix in float32, unless it is that already.
+        assert half_billion(max_rows=1).sampler > 4 * 151_936 * 896
+        assert half_billion(max_rows=1, dtype="float32").sampler < 4 * 151_936 * 896
+        assert half_billion(max_rows=0).sampler == half_billion(max_rows=0).kv_cache == 0
 
     def test_the_peak_is_that_of_the_largest_phase(self) -> None:
-        parts = {"weights": 1, "moments": 2, "gradients": 3, "activations": 10, "logits": 5, "update": 4}
-        assert MemoryEstimate(**parts, kv_cache=6, sampler_logits=7).total == 1 + 2 + 3 + 10 + 5
-        assert MemoryEstimate(**parts, kv_cache=30, sampler_logits=7).total == 1 + 2 + 37
-        assert MemoryEstimate(**{**parts, "update": 40}, kv_cache=0, sampler_logits=0).total == 1 + 2 + 3 + 40
+        parts = {"weights": 1, "moments": 2, "gradients": 3, "activations": 10, "head": 8}
+        parts |= {"kept_gradients": 5, "update": 4, "kv_cache": 6, "sampler": 2}
+        assert MemoryEstimate(**parts).total == 1 + 2 + 3 + 10
+        assert MemoryEstimate(**parts | {"head": 20}).total == 1 + 2 + 20
+        assert MemoryEstimate(**parts | {"kv_cache": 30}).total == 1 + 2 + 30 + 2
+        assert MemoryEstimate(**parts | {"update": 40}).total == 1 + 2 + 5 + 40
 
     def test_lora_trains_little_and_needs_no_second_reference(self) -> None:
-        lora = self.half_billion(tuning="lora", reference="4bit")
+        lora = half_billion(tuning="lora", reference="4bit")
         assert lora.weights < 1.02 * 2 * 494_032_768
-        assert lora.moments < self.half_billion().moments / 50
-        assert lora.weights == self.half_billion(tuning="lora").weights
-        assert self.half_billion(reference="copy").weights == 2 * self.half_billion().weights
+        assert lora.moments < half_billion().moments / 50
+        assert lora.weights == half_billion(tuning="lora").weights
+        assert half_billion(reference="copy").weights == 2 * half_billion().weights
 
     @pytest.mark.parametrize(("kind", "bits"), [("4bit", 4.5), ("8bit", 8.5)])
     def test_a_quantised_reference_by_hand(self, kind: str, bits: float) -> None:
         """A scale and a bias of 16 bits for each 64 weights; norms and biases stay as they are."""
-        more = self.half_billion(reference=kind).weights - self.half_billion().weights
+        more = half_billion(reference=kind).weights - half_billion().weights
         assert bits <= 8 * more / 494_032_768 < bits + 0.01
         shape = ModelShape.from_config(QWEN_05B)
         plain = 2 * (shape.parameters - shape.matrix_parameters)
@@ -197,45 +194,95 @@ class TestEstimate:
 
     def test_optimisers_by_hand(self) -> None:
         n, embedding = 494_032_768, 151_936 * 896
-        assert self.half_billion(moments="bfloat16").moments == 4 * n
-        assert self.half_billion(moments="blocks8").moments == pytest.approx(2 * n * (1 + 4 / 128))
-        assert self.half_billion(optimizer="lion").moments == 4 * n
-        assert self.half_billion(optimizer="muon").moments == 4 * n + 4 * embedding
-        assert self.half_billion(optimizer="adafactor").moments < 0.01 * n
-        assert self.half_billion(moments="blocks8", compensated=True).moments == pytest.approx(
+        assert half_billion(moments="bfloat16").moments == 4 * n
+        assert half_billion(moments="blocks8").moments == pytest.approx(2 * n * (1 + 4 / 128))
+        assert half_billion(optimizer="lion").moments == 4 * n
+        assert half_billion(optimizer="muon").moments == 4 * n + 4 * embedding
+        assert half_billion(optimizer="adafactor").moments < 0.01 * n
+        assert half_billion(moments="blocks8", compensated=True).moments == pytest.approx(
             2 * n * (1 + 4 / 128) + 2 * n
         )
         # float32 weights, and so adapters, have no compensation.
         for changes in ({"tuning": "lora"}, {"dtype": "float32"}):
-            kept = [self.half_billion(**changes, compensated=on).moments for on in (False, True)]
+            kept = [half_billion(**changes, compensated=on).moments for on in (False, True)]
             assert kept[0] == kept[1]
 
     def test_quantised_weights(self) -> None:
         shape = ModelShape.from_config({**QWEN_05B, "quantization": {"bits": 4, "group_size": 64}})
         estimate = estimate_peak(
-            shape, tuning="lora", dtype="bfloat16", prompt_tokens=1, completion_tokens=1, micro_batch_rows=1
+            shape,
+            tuning="lora",
+            dtype="bfloat16",
+            prompt_tokens=1,
+            completion_tokens=1,
+            prompts_per_step=1,
+            max_rows=1,
         )
         bits_per_weight = 8 * (estimate.weights - 4 * shape.adapter_parameters(8)) / shape.parameters
         assert 4.5 <= bits_per_weight < 4.51  # 4 bits, and 32 bits for each 64 weights
+        assert estimate.sampler < 4 * 151_936 * 896  # a quantised head is multiplied with as it is
 
-    def test_every_way_out_makes_it_smaller(self) -> None:
-        big = {"micro_batch_rows": 64, "prompt_tokens": 448}
-        worst = self.half_billion(**big)
-        assert self.half_billion(**big | {"micro_batch_rows": 32}).total < worst.total
-        assert self.half_billion(**big, gradient_checkpointing=True).total < worst.total
-        assert self.half_billion(**big, tuning="lora").total < worst.total
-        assert self.half_billion(**big, moments="blocks8").total < worst.total
-        assert worst.total < self.half_billion(**big, dtype="float32").total
-        kept = [self.half_billion(**big, reference=kind) for kind in ("4bit", "8bit", "copy")]
+
+def option_value(option: str, value: str) -> dict[str, Any]:
+    """The option as `estimate_peak` takes it, checked by the config."""
+    room, name = option.split(".")
+    rooms: dict[str, Any] = {
+        "policy": lambda **value: PolicyConfig(model="m", **value),
+        "grpo": GrpoConfig,
+        "optimizer": OptimizerConfig,
+        "sampling": SamplingConfig,
+    }
+    return {name: getattr(rooms[room](**{name: yaml.safe_load(value)}), name)}
+
+
+class TestWaysOut:
+    def test_every_one_is_an_option_and_makes_it_smaller(self) -> None:
+        given: dict[str, Any] = {"dtype": "float32", "prompt_tokens": 400, "micro_batch_tokens": 8192}
+        given |= {"group_size": 16, "reference": "copy"}
+        estimate = half_billion(**given)
+        assert {way.split()[0] for way in estimate.ways_out} == {
+            "policy.gradient_checkpointing",
+            "grpo.micro_batch_tokens",
+            "policy.tuning",
+            "optimizer.moments",
+            "grpo.reference",
+            "policy.dtype",
+            "sampling.max_rows",
+            "sampling.cache_bits",
+        }
+        for way in estimate.ways_out:
+            option, value = way.split()
+            parsed = option_value(option, value)
+            smaller = half_billion(**given | parsed)
+            phases = ("rollout", "gradient", "step")
+            assert any(getattr(smaller, phase) < getattr(estimate, phase) for phase in phases), way
+            assert smaller.total <= estimate.total, way
+
+    def test_logits_where_they_are_the_most(self) -> None:
+        """Tiles hardly depend on the budget; whole rows, which a filter needs, do."""
+        given: dict[str, Any] = {"tuning": "lora", "gradient_checkpointing": True, "logits_mb": 2048}
+        assert not [way for way in half_billion(**given).ways_out if "logits_mb" in way]
+        filtered = half_billion(**given, filtered=True)
+        assert "policy.logits_mb 512" in filtered.ways_out
+        assert half_billion(**given | {"logits_mb": 512}, filtered=True).gradient < filtered.gradient
+
+    def test_a_row_at_least(self) -> None:
+        ways = half_billion(micro_batch_tokens=300).ways_out
+        assert "grpo.micro_batch_tokens 265" in ways
+        assert not [way for way in half_billion(micro_batch_tokens=265).ways_out if "micro_batch" in way]
+        assert "sft.micro_batch_tokens 2048" in half_billion(micro_batch_tokens=4096, group_size=1).ways_out
+
+    def test_references_become_smaller(self) -> None:
+        kept = [half_billion(reference=kind) for kind in ("4bit", "8bit", "copy")]
         assert [one.total for one in kept] == sorted({one.total for one in kept})
         for one, next_smaller in zip(kept, (None, "4bit", "8bit"), strict=True):
             named = [way for way in one.ways_out if "reference" in way]
             assert named == ([f"grpo.reference {next_smaller}"] if next_smaller else [])
-        assert not [way for way in worst.ways_out if "reference" in way]
+        assert not [way for way in half_billion().ways_out if "reference" in way]
 
 
 class TestSentence:
-    ESTIMATE = MemoryEstimate(6 * GIB, 0, 0, 0, 0, 0, 0, 0, ways_out=("policy.tuning lora",))
+    ESTIMATE = MemoryEstimate(6 * GIB, 0, 0, 0, 0, 0, 0, 0, 0, ways_out=("policy.tuning lora",))
 
     def test_it_fits(self) -> None:
         assert describe(self.ESTIMATE, 16 * GIB) == "estimated peak 6.0 GB of 16.0 GB"
@@ -250,3 +297,27 @@ class TestSentence:
 
     def test_the_machine_has_memory(self) -> None:
         assert machine_memory() > GIB
+
+
+class TestOfARun:
+    """`preparation.peak_estimate`: the largest step of all phases, each with its own options."""
+
+    STAGE = StageConfig(name="s", steps=1, rewards=(RewardConfig(kind="length"),))
+    SUPERVISED = SftConfig(batch_size=64, micro_batch_tokens=64 * 700)
+
+    def peak(self, **phases: Any) -> MemoryEstimate:
+        config = RunConfig(policy=PolicyConfig(model="m"), **phases)
+        return peak_estimate(config, config.policy, ModelShape.from_config(QWEN_05B))
+
+    def test_the_larger_phase_counts(self) -> None:
+        rewarded, supervised = self.peak(stages=(self.STAGE,)), self.peak(sft=self.SUPERVISED)
+        assert supervised.total > rewarded.total
+        assert self.peak(stages=(self.STAGE,), sft=self.SUPERVISED) == supervised
+        assert supervised.kv_cache == supervised.sampler == 0
+        assert supervised.ways_out[1].startswith("sft.micro_batch_tokens")
+
+    def test_options_of_the_sampler_count(self) -> None:
+        plain = self.peak(stages=(self.STAGE,), sampling=SamplingConfig(max_rows=64))
+        fewer = self.peak(stages=(self.STAGE,), sampling=SamplingConfig(max_rows=8))
+        packed = self.peak(stages=(self.STAGE,), sampling=SamplingConfig(cache_bits=8))
+        assert max(fewer.kv_cache, packed.kv_cache) < plain.kv_cache

@@ -67,6 +67,8 @@ HELD_EQUAL = (
 NOT_EQUAL = (
     "mlx_sumrl also writes down the sampler's log-probabilities, takes its ratio from them, clips the gradient and "
     "measures what arrives of an update; mlx-lm-lora does none of these",
+    "mlx_sumrl trains with policy.gradient_checkpointing, and so computes each block's forward pass twice; mlx-lm-lora "
+    "is faster without its own and runs so",
     "mlx-lm-lora decodes, and trains on, as many completions at once as a step has prompts, which no setting of it "
     "changes; 'wide' is the same code with both limits raised to all completions of a step",
 )
@@ -155,7 +157,7 @@ def work(variant: str, folder: str, case: dict[str, int], tuning: Tuning, steps:
         "steps": WARM_UP + steps,
     }
     if variant == OURS:
-        taken, tokens = trained_steps(folder, examples(ids), **asked)
+        taken, tokens = trained_steps(folder, examples(ids), checkpointing=True, **asked)
     else:
         taken, tokens = peer_steps(folder, ids, wide=variant == PEER_WIDE, **asked)
     return {"steps": taken, "tokens": tokens}

@@ -45,6 +45,7 @@ def trained_steps(
     alpha: float,
     learning_rate: float,
     steps: int,
+    checkpointing: bool,
 ) -> tuple[list[dict[str, float]], float]:
     """Seconds and peak bytes of each step, and the completion tokens trained on in each, on average."""
     from mlx_sumrl.policy.loading import load_policy
@@ -59,6 +60,7 @@ def trained_steps(
             dtype="float32",
             tuning=tuning,
             lora=LoraConfig(rank=rank, alpha=alpha),
+            gradient_checkpointing=checkpointing,
         ),
         sampling=SamplingConfig(max_tokens=new_tokens),
         length=LengthConfig(target=1, tolerance=0),

@@ -185,6 +185,7 @@ def work(folder: str, size: dict[str, int], steps: int, matrix: int) -> dict[str
         alpha=ALPHA,
         learning_rate=LEARNING_RATE,
         steps=WARM_UP + steps,
+        checkpointing=False,
     )
     return {"steps": taken, "rates": before + product_rates(matrix, RATE_SECONDS)}
 

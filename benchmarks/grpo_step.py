@@ -68,7 +68,7 @@ NOT_EQUAL = (
     "mlx_sumrl also writes down the sampler's log-probabilities, takes its ratio from them, clips the gradient and "
     "measures what arrives of an update; mlx-lm-lora does none of these",
     "mlx_sumrl trains with policy.gradient_checkpointing, and so computes each block's forward pass twice; mlx-lm-lora "
-    "is faster without its own and runs so",
+    "runs without its own, as it comes",
     "mlx-lm-lora decodes, and trains on, as many completions at once as a step has prompts, which no setting of it "
     "changes; 'wide' is the same code with both limits raised to all completions of a step",
 )

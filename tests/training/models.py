@@ -33,9 +33,12 @@ def tiny_policy(
     tokenizer: Any = None,
     dtype: mx.Dtype = mx.float32,
     seed: int = 0,
+    layers: int = 2,
+    adapted: int = -1,
+    dropout: float = 0.0,
 ) -> Policy:
-    """Hidden size 32, 2 blocks; the same seed gives the same weights. Adapters start away from 0."""
-    config = qwen2_config(TinyModelConfig(hidden_size=32, layers=2, heads=4), vocabulary, STOP)
+    """Hidden size 32; the same seed gives the same weights. Adapters, in the last blocks, start away from 0."""
+    config = qwen2_config(TinyModelConfig(hidden_size=32, layers=layers, heads=4), vocabulary, STOP)
     mx.random.seed(seed)
     model = mlx_internals.new_model(config)
     model.update(tree_map(lambda array: array.astype(dtype), model.parameters()))
@@ -47,8 +50,8 @@ def tiny_policy(
             model,
             rank=3,
             scale=2.0,
-            dropout=0.0,
-            layers=-1,
+            dropout=dropout,
+            layers=adapted,
             keys=mlx_internals.linear_names(model),
             dora=tuning == "dora",
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from itertools import pairwise
 
 import mlx.core as mx
 import numpy as np
@@ -84,10 +85,17 @@ def test_what_is_computed(rows: list[Row], share_prompt: bool) -> None:
 def test_a_bucket_has_rows_of_like_length(lengths: list[int]) -> None:
     found = buckets(lengths)
     assert sorted(i for bucket in found for i in bucket) == list(range(len(lengths)))
-    for bucket in found:
-        own = [lengths[i] for i in bucket]
-        padding = max(own) * len(own) - sum(own)
-        assert padding <= max(PADDING * max(own) * len(own), SHORT)
+    own = [[lengths[i] for i in bucket] for bucket in found]
+    computed = sum(max(bucket) * len(bucket) for bucket in own)
+    assert computed - sum(lengths) <= max(PADDING * computed, SHORT)
+    # Sorted rows, cut: no bucket reaches into another.
+    assert all(min(before) >= max(after) for before, after in pairwise(own))
+
+
+def test_no_more_buckets_than_needed() -> None:
+    assert len(buckets([64] * 9)) == 1
+    assert len(buckets([64, 63, 62, 61])) == 1  # 6 of 256 is padding
+    assert sorted(map(len, buckets([100, 99, 50, 49, 100, 50]))) == [3, 3]
 
 
 def realistic(rng: np.random.Generator, groups: int, sizes: tuple[int, int]) -> list[Row]:

@@ -89,8 +89,8 @@ def measured_step(
     from mlx_sumrl.rollouts.local import LocalSampler
     from mlx_sumrl.rollouts.types import Sampling
     from mlx_sumrl.training.advantages import group_advantages
-    from mlx_sumrl.training.gradient import BatchGradient
     from mlx_sumrl.training.grpo import grpo_gradient, training_rows
+    from mlx_sumrl.training.micro_batch import BatchGradient
     from mlx_sumrl.training.optimizer import Optimizer
     from mlx_sumrl.training.update import Guard, apply_update
 

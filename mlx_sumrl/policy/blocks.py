@@ -14,14 +14,49 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_sumrl.errors import UserError
 from mlx_sumrl.policy import mlx_internals
 from mlx_sumrl.policy.attention import causal_attention
 from mlx_sumrl.policy.exponential import on_cpu, swiglu
 from mlx_sumrl.policy.head import HeadOptions, token_logprobs
-from mlx_sumrl.policy.packing import PackedRows, Segment
+from mlx_sumrl.policy.packing import PackedRows, Segment, pack
 from mlx_sumrl.policy.prefix_cache import PrefixCache, PrefixState
 
 State = list[mx.array]
+
+
+def check_blocks(model: nn.Module, source: str) -> None:
+    """Make sure that going block by block is what the model does, whatever else its family does between them.
+
+    Raises `UserError` naming ``source`` for a model that scales its embeddings, has sliding windows, or looks its
+    attention up by another name: it would be trained as a model that it is not.
+    """
+    prompt, completions = (0, 1, 2), ((3, 4, 5), (6, 7))
+    rows = pack([(prompt, completion) for completion in completions], share_prompt=True)
+    try:
+        mlx_internals.prompt_cache(model)
+    except UserError as sliding:
+        raise UserError(f"{source}: {sliding}") from sliding
+    try:
+        state = embedded(model, rows)
+        for layer in model.layers:
+            state = after_block(layer, state, rows)
+        found_ND = predicting(model, state, rows).astype(mx.float32)
+        whole = [
+            mlx_internals.backbone(model, mx.array([[*prompt, *completion]]))[0, len(prompt) - 1 : -1]
+            for completion in completions
+        ]
+        whole_ND = mx.concatenate(whole).astype(mx.float32)
+        agrees = bool(mx.all(mx.abs(found_ND - whole_ND) <= 0.05 * (1 + mx.abs(whole_ND).max())).item())
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{source}: this model family is not supported ({error}); tested families: {mlx_internals.FAMILIES}"
+        ) from error
+    if not agrees:
+        raise UserError(
+            f"{source}: this model family does more than its embedding, its blocks and a norm (scaled embeddings, "
+            f"perhaps) and is not supported; tested families: {mlx_internals.FAMILIES}"
+        )
 
 
 def embedded(model: nn.Module, rows: PackedRows) -> State:

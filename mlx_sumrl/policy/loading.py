@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from mlx_sumrl.config import LoraConfig, PolicyConfig
 from mlx_sumrl.errors import UserError
 from mlx_sumrl.policy import mlx_internals
+from mlx_sumrl.policy.blocks import check_blocks
 from mlx_sumrl.policy.policy import Policy
 from mlx_sumrl.policy.reconcile import context_length, reconciled_config, weight_names
 
@@ -49,6 +50,7 @@ def load_policy(options: PolicyConfig | str, *, adapter: str | None = None, seed
         tree_map(lambda a: a.astype(dtype) if mx.issubdtype(a.dtype, mx.floating) else a, model.parameters())
     )
     mlx_internals.check_split(model, options.model)
+    check_blocks(model, options.model)
     tokenizer, splits_otherwise = read_tokenizer(folder, options.trust_remote_code)
     stop_ids = _stop_ids(config, tokenizer, options.model)
     policy = Policy(

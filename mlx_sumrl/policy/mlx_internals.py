@@ -27,6 +27,8 @@ from mlx_lm.utils import load_model as mlx_lm_load_model
 
 from mlx_sumrl.errors import UserError
 
+FAMILIES = "qwen2, qwen3, llama, phi3, lfm2"
+"""Model families that are tested."""
 ADAPTER_MODULES = (LoRALinear, DoRALinear)
 ADAPTER_LEAVES = ("lora_a", "lora_b", "m")
 LINEAR_MODULES = (nn.Linear, nn.QuantizedLinear)
@@ -190,12 +192,12 @@ def check_split(model: nn.Module, source: str) -> None:
     except (AttributeError, TypeError, ValueError) as error:
         raise UserError(
             f"{source}: this model family is not supported ({_first_line(error)}); "
-            "tested families: qwen2, qwen3, llama, phi3, lfm2"
+            f"tested families: {FAMILIES}"
         ) from error
     if not agrees:
         raise UserError(
             f"{source}: this model family does more after its last norm than a head (scaling or capping of "
-            "logits) and is not supported; tested families: qwen2, qwen3, llama, phi3, lfm2"
+            f"logits) and is not supported; tested families: {FAMILIES}"
         )
 
 
@@ -318,7 +320,8 @@ def prompt_cache(model: nn.Module) -> list[KVCache | ArraysCache]:
     for cache in caches:
         if type(cache) not in (KVCache, ArraysCache):
             raise UserError(
-                f"a model with a {type(cache).__name__} (sliding windows) cannot be sampled from here"
+                f"a model with a {type(cache).__name__} (sliding windows) is not supported; "
+                f"tested families: {FAMILIES}"
             )
     return list(caches)
 

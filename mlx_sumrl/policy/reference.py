@@ -27,6 +27,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
+from mlx_sumrl.policy.exponential import on_cpu
 from mlx_sumrl.policy.mlx_internals import named_arrays
 
 GROUP_SIZE = 64
@@ -40,7 +41,7 @@ def multiplies_packed() -> bool:
     There they are 8 times slower than unpacking a matrix and multiplying by it, 17 times in bfloat16, in which
     they also add up: results are 3 % off. Unpacked matrices of several layers live at once, though.
     """
-    return bool(mx.default_device() != mx.cpu)
+    return not on_cpu()
 
 
 class QuantizedLinear(nn.QuantizedLinear):  # type: ignore[misc]

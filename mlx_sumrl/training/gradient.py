@@ -1,7 +1,6 @@
 """Gradients of a whole batch, one micro-batch at a time.
 
-Invariant: the loss of a micro-batch is its share of the batch's (divided by numbers of the whole batch), so the
-shares, their gradients and their metrics simply add up. The weights are left as they were, whatever happens.
+The weights are left as they were, whatever happens.
 
 Two ways to the same gradient. `batch_gradient` differentiates a micro-batch as one graph and keeps what the
 blocks computed. With ``policy.gradient_checkpointing`` it goes block by block (`mlx_sumrl.training.layerwise`),
@@ -10,46 +9,22 @@ keeps only what each block read, and computes the rest a second time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import mlx.core as mx
 from mlx.utils import tree_unflatten
 
 from mlx_sumrl.policy.blocks import packed_logprobs
 from mlx_sumrl.policy.head import HeadOptions
-from mlx_sumrl.policy.packing import PackedRows
 from mlx_sumrl.policy.policy import Policy, Weights
-
-Share = tuple[mx.array, dict[str, mx.array]]
-"""A micro-batch's share of the loss, and sums for the metrics."""
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """Rows that go through the model together, and what their log-probabilities cost."""
-
-    rows: PackedRows
-    share: Callable[[mx.array], Share]
-    """From log-probabilities [B, T], 0 at padding."""
-
-
-@dataclass(frozen=True)
-class BatchGradient:
-    """What a batch asks of the weights."""
-
-    loss: float
-    gradients: Weights
-    """In the type of the weights' gradients; one graph at a time adds several of them up in float32."""
-    sums: dict[str, float]
+from mlx_sumrl.training.layerwise import layerwise_gradient
+from mlx_sumrl.training.micro_batch import BatchGradient, MicroBatch, Share, add_sums, number
 
 
 def batch_gradient(
     policy: Policy, micro_batches: Sequence[MicroBatch], options: HeadOptions
 ) -> BatchGradient:
     """Loss and gradients with respect to the trainable weights, added up over the micro-batches."""
-    from mlx_sumrl.training.layerwise import layerwise_gradient
-
     weights = policy.weights()
     policy.model.train()
     try:
@@ -81,14 +56,3 @@ def _by_graph(
         loss += number(value)
         add_sums(sums, metrics)
     return BatchGradient(loss, total, sums)
-
-
-def add_sums(sums: dict[str, float], metrics: dict[str, mx.array]) -> None:
-    """Add a micro-batch's sums to those of the batch."""
-    for name, array in metrics.items():
-        sums[name] = sums.get(name, 0.0) + number(array)
-
-
-def number(array: mx.array) -> float:
-    """A scalar array as a float."""
-    return float(array.item())  # type: ignore[arg-type]

@@ -15,8 +15,9 @@ from mlx_sumrl.policy.packing import PackedRows, micro_batches, pack
 from mlx_sumrl.policy.policy import Policy
 from mlx_sumrl.rollouts.types import Completion, Group
 from mlx_sumrl.training.advantages import FloatArray
-from mlx_sumrl.training.gradient import BatchGradient, MicroBatch, batch_gradient
+from mlx_sumrl.training.gradient import batch_gradient
 from mlx_sumrl.training.loss import LossInputs, Normalizer, grpo_loss
+from mlx_sumrl.training.micro_batch import BatchGradient, MicroBatch
 
 
 @dataclass(frozen=True)

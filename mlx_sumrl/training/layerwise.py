@@ -24,7 +24,7 @@ from mlx_sumrl.policy.blocks import State, after_segment, embedded, predicting
 from mlx_sumrl.policy.head import HeadOptions, head_gradient
 from mlx_sumrl.policy.packing import PackedRows, Segment
 from mlx_sumrl.policy.policy import Weights
-from mlx_sumrl.training.gradient import BatchGradient, MicroBatch, add_sums, number
+from mlx_sumrl.training.micro_batch import BatchGradient, MicroBatch, add_sums, number
 
 BLOCKS = "model.layers."
 EMBEDDING = "model.embed_tokens."

@@ -15,7 +15,8 @@ from mlx_sumrl.policy.blocks import packed_logprobs
 from mlx_sumrl.policy.head import HeadOptions
 from mlx_sumrl.policy.packing import PackedRows, Row, micro_batches, pack
 from mlx_sumrl.policy.policy import Policy
-from mlx_sumrl.training.gradient import BatchGradient, MicroBatch, batch_gradient
+from mlx_sumrl.training.gradient import batch_gradient
+from mlx_sumrl.training.micro_batch import BatchGradient, MicroBatch
 
 
 def with_answers(examples: Sequence[Example], column: str | None) -> Sequence[Example]:

@@ -24,10 +24,10 @@ from mlx_sumrl.rollouts.local import LocalSampler
 from mlx_sumrl.rollouts.types import Group, Sampling, TrainingSampler
 from mlx_sumrl.training.advantages import group_advantages
 from mlx_sumrl.training.checkpoints import TrainState, list_checkpoints, load_checkpoint, save_checkpoint
-from mlx_sumrl.training.gradient import BatchGradient
 from mlx_sumrl.training.grpo import grpo_gradient, training_rows
 from mlx_sumrl.training.interrupts import finish_step_on_interrupt
 from mlx_sumrl.training.loss import token_means
+from mlx_sumrl.training.micro_batch import BatchGradient
 from mlx_sumrl.training.optimizer import Optimizer
 from mlx_sumrl.training.rollout_log import Metrics, rollout_metrics, rollout_records
 from mlx_sumrl.training.schedule import learning_rate

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mlx_sumrl.errors import UserError
 from mlx_sumrl.policy.policy import Policy
-from mlx_sumrl.training.gradient import BatchGradient
+from mlx_sumrl.training.micro_batch import BatchGradient
 from mlx_sumrl.training.optimizer import Optimizer, clip_scale
 
 

@@ -21,8 +21,9 @@ from mlx_sumrl.policy.head import HeadOptions
 from mlx_sumrl.policy.loading import load_policy
 from mlx_sumrl.policy.packing import pack
 from mlx_sumrl.policy.policy import Policy
-from mlx_sumrl.training.gradient import BatchGradient, MicroBatch, batch_gradient
+from mlx_sumrl.training.gradient import batch_gradient
 from mlx_sumrl.training.grpo import TrainingRow, grpo_gradient
+from mlx_sumrl.training.micro_batch import BatchGradient, MicroBatch
 from mlx_sumrl.training.optimizer import Optimizer
 from mlx_sumrl.training.update import Guard, apply_update
 from tests.families import full_logits, randomize_adapters, write_model

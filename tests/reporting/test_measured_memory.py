@@ -19,8 +19,8 @@ from mlx_sumrl.reporting.memory_estimate import estimate_peak
 from mlx_sumrl.reporting.model_shape import ModelShape
 from mlx_sumrl.rollouts.local import LocalSampler
 from mlx_sumrl.rollouts.types import Sampling
-from mlx_sumrl.training.gradient import BatchGradient
 from mlx_sumrl.training.grpo import grpo_gradient, training_rows
+from mlx_sumrl.training.micro_batch import BatchGradient
 from mlx_sumrl.training.optimizer import Optimizer
 from mlx_sumrl.training.update import Guard, apply_update
 

@@ -14,8 +14,9 @@ from mlx_sumrl.policy.head import HeadOptions
 from mlx_sumrl.policy.mlx_internals import ATTENTION
 from mlx_sumrl.policy.packing import pack
 from mlx_sumrl.policy.policy import Policy
-from mlx_sumrl.training.gradient import MicroBatch, Share, batch_gradient
+from mlx_sumrl.training.gradient import batch_gradient
 from mlx_sumrl.training.grpo import TrainingRow, grpo_gradient
+from mlx_sumrl.training.micro_batch import MicroBatch, Share
 
 from .models import completion, flat, plain_logprobs, random_rows, weighted_gradient
 

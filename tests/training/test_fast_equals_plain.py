@@ -29,9 +29,10 @@ from mlx_sumrl.policy.logprobs import completion_logprobs, token_batch
 from mlx_sumrl.policy.packing import Row, micro_batches, pack
 from mlx_sumrl.policy.policy import Policy, Weights
 from mlx_sumrl.rollouts.types import Completion
-from mlx_sumrl.training.gradient import BatchGradient, MicroBatch, batch_gradient
+from mlx_sumrl.training.gradient import batch_gradient
 from mlx_sumrl.training.grpo import TrainingRow, grpo_gradient
 from mlx_sumrl.training.loss import LossInputs, Normalizer, grpo_loss
+from mlx_sumrl.training.micro_batch import BatchGradient, MicroBatch
 from mlx_sumrl.training.sft import sft_gradient, sft_loss
 from tests.families import FAMILIES
 from tests.policy.row_strategies import grouped_rows

@@ -16,7 +16,8 @@ from mlx_sumrl.policy.head import HeadOptions
 from mlx_sumrl.policy.packing import pack
 from mlx_sumrl.policy.policy import Policy
 from mlx_sumrl.training import layerwise
-from mlx_sumrl.training.gradient import BatchGradient, MicroBatch, batch_gradient
+from mlx_sumrl.training.gradient import batch_gradient
+from mlx_sumrl.training.micro_batch import BatchGradient, MicroBatch
 
 from .models import flat
 from .oracle import relative_error

@@ -13,7 +13,7 @@ import pytest
 from mlx_sumrl.config import OptimizerConfig, PolicyConfig
 from mlx_sumrl.errors import UserError
 from mlx_sumrl.policy.policy import Policy
-from mlx_sumrl.training.gradient import BatchGradient
+from mlx_sumrl.training.micro_batch import BatchGradient
 from mlx_sumrl.training.optimizer import Optimizer
 from mlx_sumrl.training.update import Guard, apply_update
 

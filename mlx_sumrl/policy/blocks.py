@@ -2,7 +2,7 @@
 
 A state is one array [B, L, D] for each segment of `PackedRows`. Within a block a prompt runs first and its keys
 and values (or its convolution state) are left in the graph for the segments that follow it, so gradients flow
-back through them exactly.
+back through them exactly. The same goes for the pieces of a long row.
 
 Causal attention and causal convolutions never look to the right, so padding there needs no mask.
 """
@@ -89,7 +89,7 @@ def after_segment(
         cache = kind(before, hidden_BLD.shape[0])
     with mlx_internals.computing_by(layer, _attend, swiglu if on_cpu() else None):
         hidden_BLD = layer(hidden_BLD, "causal" if attends else None, cache=cache)
-    return hidden_BLD, cache.recorded if cache is not None and segment.followed else []
+    return hidden_BLD, cache.left() if cache is not None and segment.followed else []
 
 
 def _attend(

@@ -37,7 +37,7 @@ from mlx_sumrl.rollouts.filters import filtered_logits
 
 ALIVE = 6
 """Arrays as large as a tile that live at once, about."""
-TILE = 4_000_000
+TILE = 2_000_000
 """Bytes of a tile, where there is more than one and the budget allows; larger ones are not faster."""
 NARROWEST = 2048
 """Vocabulary of a tile at least: with more tokens than that leaves room for, tokens are cut too."""

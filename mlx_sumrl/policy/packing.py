@@ -1,8 +1,10 @@
 """Rows of prompt and completion laid out so that little is computed twice and little for nothing.
 
-A prompt that several completions follow is a segment of its own, computed once; its completions follow it in
-segments of like length. What is computed beyond real tokens is padding, at most `PADDING` of it all. The
-last token of a completion predicts nothing that is trained, so it is never read.
+A prompt that several completions follow is computed once, by itself; its completions follow it in segments of like
+length. A segment has `POSITIONS` at most: more rows than that go into several, and a longer row is a chain of them,
+each following the one before. So what lives at once while a segment is computed does not grow with the batch, and
+with the length of a row only as attention's scores do. What is computed beyond real tokens is padding, at most
+`PADDING` of it all. The last token of a completion predicts nothing that is trained, so it is never read.
 
 Invariant: log-probabilities come back as [B, T] in the order in which the rows were given, whatever the layout.
 """
@@ -20,6 +22,8 @@ Row = tuple[Sequence[int], Sequence[int]]
 
 PADDING = 0.045
 """Most of what rows take that may be padding."""
+POSITIONS = 192
+"""Of a segment at most, padding counted; twice as many are not faster."""
 SHORT = 8
 """Positions of padding that there may be in any case: segments of a token each would not be faster."""
 
@@ -31,7 +35,7 @@ class Segment:
     tokens_BL: mx.array
     """int32, padded on the right with 0."""
     after: int | None = None
-    """The segment, of a single prompt, that all of these rows follow; None where rows begin with their prompts."""
+    """The segment, of a single row, that all of these rows follow; None where rows begin here."""
     followed: bool = False
     """Whether other segments follow this one."""
 
@@ -77,10 +81,24 @@ def pack(rows: Sequence[Row], share_prompt: bool) -> PackedRows:
     """Position of the one that predicts its first."""
     computed = useful = 0
 
+    def chain(ids: Sequence[int], after: int | None, followed: bool = False) -> int:
+        """Add a row by itself; its last segment."""
+        nonlocal computed, useful
+        pieces = np.array_split(np.asarray(ids, np.int32), -(-len(ids) // POSITIONS))
+        for left, piece in zip(range(len(pieces) - 1, -1, -1), pieces, strict=True):
+            segments.append(Segment(mx.array(piece[None]), after, followed or left > 0))
+            after = len(segments) - 1
+        computed, useful = computed + len(ids), useful + len(ids)
+        return len(segments) - 1
+
     def lay(chosen: list[int], read: list[Sequence[int]], after: int | None) -> Iterator[tuple[int, int]]:
         """Add segments for these rows; each row with the position where its segment has it."""
         nonlocal computed, useful
-        for bucket in buckets([len(ids) for ids in read]):
+        for bucket in _cut(buckets([len(ids) for ids in read]), read):
+            if len(bucket) == 1:
+                yield chosen[bucket[0]], computed
+                chain(read[bucket[0]], after)
+                continue
             tokens = np.zeros((len(bucket), max(len(read[i]) for i in bucket)), np.int32)
             for line, i in enumerate(bucket):
                 tokens[line, : len(read[i])] = read[i]
@@ -94,10 +112,8 @@ def pack(rows: Sequence[Row], share_prompt: bool) -> PackedRows:
         if len(members) == 1:
             alone += members
             continue
-        place, last = len(segments), computed + len(prompt) - 1
-        segments.append(Segment(mx.array(np.array([prompt], np.int32)), followed=True))
-        computed, useful = computed + len(prompt), useful + len(prompt)
-        firsts[members] = last
+        place = chain(prompt, None, followed=True)
+        firsts[members] = computed - 1
         # A completion of one token is predicted by the prompt alone.
         longer = [i for i in members if len(rows[i][1]) > 1]
         for row, position in lay(longer, [rows[i][1][:-1] for i in longer], place):
@@ -133,6 +149,14 @@ def buckets(lengths: Sequence[int]) -> list[list[int]]:
         parts.remove(part)
         parts += [(part[0], at), (at, part[1])]
     return [order[start:end] for start, end in sorted(parts)]
+
+
+def _cut(parts: list[list[int]], read: list[Sequence[int]]) -> Iterator[list[int]]:
+    """Buckets, the longest row first, with as many rows as a segment has room for, and at least one."""
+    for part in parts:
+        fit = max(POSITIONS // len(read[part[0]]), 1)
+        count = -(-len(part) // fit)
+        yield from (indices.tolist() for indices in np.array_split(np.array(part), count))
 
 
 def micro_batches(rows: Sequence[Row], share_prompt: bool, tokens: int) -> list[list[int]]:

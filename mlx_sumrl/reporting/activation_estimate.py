@@ -21,11 +21,16 @@ CONV_COPIES = 9
 BLOCK_TEMPORARIES = 7
 """float32 arrays, of hidden states and of the MLP's inner size, while a segment is in the backward pass."""
 SCORE_TEMPORARIES = 2.5
+FORWARD_TEMPORARIES = 5
+"""As `BLOCK_TEMPORARIES`, in the forward pass; and there of scores, with the exponential's own:"""
+FORWARD_SCORE_TEMPORARIES = 9
 SCORES = 1 << 18
 """Numbers; see `mlx_sumrl.policy.attention`."""
+POSITIONS = 192
+"""Of a segment at most; see `mlx_sumrl.policy.packing`."""
 ALIVE = 6
 """Arrays as large as a tile of the head; this and the next two: see `mlx_sumrl.policy.head`."""
-TILE = 4_000_000
+TILE = 2_000_000
 """Bytes."""
 NARROWEST = 2048
 """Vocabulary of a tile."""
@@ -69,25 +74,31 @@ class Layout:
         if not share_prompt or group_size == 1:
             together = min(max(budget // (prompt + read), 1), rows)
             micro_batches, groups = ceil(rows / together), 1
-            segments: tuple[Segment, ...] = (Segment(together, prompt + read),)
+            segments = _cut(together, prompt + read)
         else:
             in_part = min(max((budget - prompt) // read, 1), group_size)
             parts = ceil(group_size / in_part)
             groups = min(max(budget // (prompt + group_size * read), 1), prompts)
             micro_batches = prompts * parts if parts > 1 else ceil(prompts / groups)
-            shared = (Segment(1, prompt), Segment(in_part, read, before=prompt))
-            segments = shared * groups if in_part > 1 else (Segment(1, prompt + read),)
+            shared = _cut(1, prompt) + _cut(in_part, read, before=prompt)
+            segments = shared * groups if in_part > 1 else _cut(1, prompt + read)
         positions = micro_batches * sum(segment.positions for segment in segments)
         return cls(segments, groups, micro_batches, positions, rows * completion)
 
     @property
-    def largest(self) -> Segment:
-        """The segment with most positions."""
-        return max(self.segments, key=lambda segment: segment.positions)
-
-    @property
     def micro_batch_completion_tokens(self) -> int:
         return ceil(self.completion_tokens / self.micro_batches)
+
+
+def _cut(rows: int, tokens: int, before: int = 0) -> tuple[Segment, ...]:
+    """Rows as segments of like size: several rows each, or pieces of a row one behind the other."""
+    if rows > 1 and tokens <= POSITIONS:
+        count = ceil(rows / (POSITIONS // tokens))
+        return tuple(Segment(rows // count + (i < rows % count), tokens, before) for i in range(count))
+    count = ceil(tokens / POSITIONS)
+    sizes = [tokens // count + (i < tokens % count) for i in range(count)]
+    pieces = tuple(Segment(1, size, before + sum(sizes[:i])) for i, size in enumerate(sizes))
+    return pieces * rows
 
 
 @dataclass(frozen=True)
@@ -117,8 +128,16 @@ class Block:
 
     def temporaries(self, segment: Segment) -> float:
         """Bytes while the block is differentiated."""
-        wide = BLOCK_TEMPORARIES * segment.positions * (self.shape.hidden + self.shape.intermediate)
-        return 4 * (wide + SCORE_TEMPORARIES * min(SCORES, self._scores(segment)))
+        return self._numbers(segment, BLOCK_TEMPORARIES, SCORE_TEMPORARIES) * 4
+
+    def forward_temporaries(self, segment: Segment) -> float:
+        """Bytes while the block is computed and nothing is kept but what it makes."""
+        return self._numbers(segment, FORWARD_TEMPORARIES, FORWARD_SCORE_TEMPORARIES) * 4
+
+    def _numbers(self, segment: Segment, wide: float, scores: float) -> float:
+        """Arrays of hidden states and of the MLP's inner size, and of as many scores as are made at once."""
+        inside = segment.positions * (self.shape.hidden + self.shape.intermediate)
+        return wide * inside + scores * min(SCORES, self._scores(segment))
 
     def _scores(self, segment: Segment) -> float:
         return self.shape.heads * segment.positions * (segment.before + segment.tokens)

@@ -147,14 +147,15 @@ def estimate_peak(
     head = Head(shape, logits_mb * 1_000_000, trained=tuning == "full", filtered=filtered)
     smaller_head = replace(head, budget=head.budget // 4)
     own_head = shape.vocab * shape.hidden * size if tuning == "full" else 0
-    in_flight = block.temporaries(layout.largest)
     if gradient_checkpointing:
         # What every block read, of all micro-batches, and the cotangents that take its place.
         read = (shape.layers + 1) * layout.positions * shape.hidden * size
         gradients = trained * trained_size
         # A block's gradients are added up in float32, and again before they are rounded.
         adding = of_blocks / shape.layers * 4 * (1 if trained_size == 4 else 2)
-        activations = read + block.kept(layout.largest) + in_flight + adding
+        forward = max(block.forward_temporaries(segment) for segment in layout.segments)
+        backward = max(block.kept(segment) + block.temporaries(segment) for segment in layout.segments)
+        activations = read + max(forward, backward + adding)
         head_tokens = layout.completion_tokens
         of_head = read + own_head + head.bytes(head_tokens)
         kept_gradients = gradients
@@ -166,7 +167,7 @@ def estimate_peak(
         kept_gradients = trained * trained_size
         if layout.micro_batches > 1:
             gradients, kept_gradients = trained * 4 + max(gradients, trained * 4), trained * 4
-        activations = kept + in_flight
+        activations = kept + max(block.temporaries(segment) for segment in layout.segments)
         # Tiles of the head's gradient are put together twice where MLX schedules them.
         head_tokens = layout.micro_batch_completion_tokens
         of_head = kept + 3 * own_head + head.bytes(head_tokens)

@@ -99,13 +99,13 @@ class _Block:
         for place, batch in enumerate(micro_batches):
             segments, read, seed = batch.rows.segments, self.read[place], self.seeds[place]
             below.append(list(read))
-            # A prompt is run once more for what it leaves to its completions.
-            left = {
-                at: self._run(read[at], segment, [], seed + at)[1]
-                for at, segment in enumerate(segments)
-                if segment.followed
-            }
-            mx.eval(left)
+            # What others follow is run once more for what it leaves to them.
+            left: dict[int, list[mx.array]] = {}
+            for at, segment in enumerate(segments):
+                if segment.followed:
+                    before = [] if segment.after is None else left[segment.after]
+                    left[at] = self._run(read[at], segment, before, seed + at)[1]
+                    mx.eval(left[at])
             owed = {at: [mx.zeros_like(array) for array in arrays] for at, arrays in left.items()}
             for at, segment in reversed(list(enumerate(segments))):  # completions before their prompts
                 before = [] if segment.after is None else left[segment.after]

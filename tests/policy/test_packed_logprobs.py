@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_sumrl.config import PolicyConfig
-from mlx_sumrl.policy import attention, head
+from mlx_sumrl.policy import attention, head, packing
 from mlx_sumrl.policy.blocks import packed_logprobs
 from mlx_sumrl.policy.head import ALIVE, HeadOptions
 from mlx_sumrl.policy.loading import load_policy
@@ -54,6 +54,7 @@ def plain(policy: Policy, rows: list[Row], **filters: float) -> np.ndarray:
     differentiable=st.booleans(),
     budget=st.sampled_from(BUDGETS),
     scores=st.sampled_from([1, 500, 1 << 18]),
+    positions=st.sampled_from([1, 2, 5, 192]),
     temperature=st.sampled_from([1.0, 0.7]),
 )
 def test_values_are_those_of_the_plain_path(
@@ -63,11 +64,13 @@ def test_values_are_those_of_the_plain_path(
     differentiable: bool,
     budget: int,
     scores: int,
+    positions: int,
     temperature: float,
 ) -> None:
     policy = policy_of(family)
-    packed = pack(rows, share_prompt)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "POSITIONS", positions)
+        packed = pack(rows, share_prompt)
         patch.setattr(head, "NARROWEST", 64)
         patch.setattr(attention, "SCORES", scores)
         found = packed_logprobs(policy.model, packed, HeadOptions(budget, temperature), differentiable)

@@ -23,7 +23,7 @@ from mlx.utils import tree_unflatten
 from mlx_sumrl.config import GrpoConfig, SamplingConfig
 from mlx_sumrl.data.answers import answer_ids
 from mlx_sumrl.data.example import Example
-from mlx_sumrl.policy import attention, head
+from mlx_sumrl.policy import attention, head, packing
 from mlx_sumrl.policy.head import ALIVE, HeadOptions
 from mlx_sumrl.policy.logprobs import completion_logprobs, token_batch
 from mlx_sumrl.policy.packing import Row, micro_batches, pack
@@ -50,6 +50,7 @@ fast_paths = st.fixed_dictionaries(
         "tokens": st.sampled_from([1, 25, 60, 4096]),  # of a micro-batch
         "tile": st.sampled_from([64 * 5, 64 * 32, 10**6]),  # numbers in a tile of the head
         "scores": st.sampled_from([1, 500, 1 << 18]),
+        "positions": st.sampled_from([1, 4, 192]),  # of a segment
     }
 )
 
@@ -63,6 +64,7 @@ def small_parts(policy: Policy, path: dict[str, Any]) -> Iterator[None]:
         patch.setattr(head, "NARROWEST", 64)
         patch.setattr(head, "ALIVE", max(BUDGET // 4 // path["tile"], ALIVE))
         patch.setattr(attention, "SCORES", path["scores"])
+        patch.setattr(packing, "POSITIONS", path["positions"])
         try:
             yield
         finally:
@@ -265,7 +267,9 @@ def test_filters(family: str, filters: dict[str, Any], checkpointing: bool) -> N
             options = GrpoConfig(micro_batch_tokens=25, beta=0.1)
             value, gradient = plain_gradient(policy, plain_loss(policy, taught, options, sampling))
             size = size_of_terms(policy, taught, options, sampling)
-            with small_parts(policy, {"checkpointing": checkpointing, "tile": tile, "scores": 500}):
+            with small_parts(
+                policy, {"checkpointing": checkpointing, "tile": tile, "scores": 500, "positions": 5}
+            ):
                 check(grpo_gradient(policy, taught, options, sampling), value, gradient, *size)
 
 

@@ -31,7 +31,7 @@ class PrefixCache:
         own = self.own or ()
         if self.before is None:
             return list(own)
-        return [mx.concatenate(pair, axis=2) for pair in zip(self.before, own, strict=True)]
+        return [mx.concatenate(list(pair), axis=2) for pair in zip(self.before, own, strict=True)]
 
 
 class PrefixState:

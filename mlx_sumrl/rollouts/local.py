@@ -9,7 +9,7 @@ token position) alone, not on which rows share its batch or when they finish.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -114,6 +114,13 @@ class LocalSampler:
     def publish(self, policy_version: int) -> None:
         """The policy is this process's own, so only the stamp changes."""
         self.policy_version = policy_version
+
+    def prepare(self, examples: Sequence[Example], group_size: int, sampling: Sampling, seed: int) -> None:
+        """Nothing: the policy is still being trained, and so is this process."""
+
+    def report(self) -> Mapping[str, float]:
+        """Nothing is waited for and nothing asked twice."""
+        return {"groups/requeued": 0.0, "time/wait": 0.0}
 
     def sample(
         self, examples: Sequence[Example], group_size: int, sampling: Sampling, seed: int

@@ -6,11 +6,12 @@ Invariant: a `Group` belongs to exactly one `Example`, and its completions are a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from mlx_sumrl.data.example import Example
+from mlx_sumrl.errors import UserError
 
 FinishReason = Literal["stop", "length"]
 
@@ -64,6 +65,10 @@ class Sampling:
     """Stop tokens are forbidden before this many tokens."""
 
 
+class NoSamplerError(UserError):
+    """Nobody is left to sample from. The trainer saves what it has before this ends the run."""
+
+
 class Sampler(Protocol):
     """Draws completions. A local one and one behind HTTP are the same to the training loop."""
 
@@ -81,5 +86,16 @@ class TrainingSampler(Sampler, Protocol):
     """A sampler that follows the policy as it is trained."""
 
     def publish(self, policy_version: int) -> None:
-        """Sample from the policy as it is now, and stamp completions with this version."""
+        """Sample from the policy as it is now, and stamp completions with this version.
+
+        A remote sampler may go on answering with an older one for a while; completions say which.
+        """
+        ...
+
+    def prepare(self, examples: Sequence[Example], group_size: int, sampling: Sampling, seed: int) -> None:
+        """The next call of `sample` will be this one: begin on it where that can be done beside the training."""
+        ...
+
+    def report(self) -> Mapping[str, float]:
+        """Metrics of the last `sample`, by DESIGN's names: ``groups/requeued``, ``time/wait``, what else there is."""
         ...

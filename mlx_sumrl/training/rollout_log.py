@@ -30,7 +30,6 @@ def rollout_metrics(
         "length/exact": float((stopped & (lengths == length.target)).mean()),
         "length/unfinished": float((~stopped).mean()),
         "groups/zero_spread": float(advantages.zero_spread),
-        "groups/requeued": 0.0,
         "staleness/mean": float(ages.mean()),
         "staleness/max": float(ages.max()),
         "tokens": float(sum(len(completion.token_ids) for completion in completions)),

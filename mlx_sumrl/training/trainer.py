@@ -21,7 +21,7 @@ from mlx_sumrl.reporting.progress import Progress, SilentProgress
 from mlx_sumrl.reporting.run_folder import RunFolder
 from mlx_sumrl.rewards.scoring import build_rewards
 from mlx_sumrl.rollouts.local import LocalSampler
-from mlx_sumrl.rollouts.types import Group, Sampling, TrainingSampler
+from mlx_sumrl.rollouts.types import Group, NoSamplerError, Sampling, TrainingSampler
 from mlx_sumrl.training.advantages import group_advantages
 from mlx_sumrl.training.checkpoints import TrainState, list_checkpoints, load_checkpoint, save_checkpoint
 from mlx_sumrl.training.grpo import grpo_gradient, training_rows
@@ -70,7 +70,6 @@ class Trainer:
             return False
         self.state = load_checkpoint(checkpoints[-1], self.policy, self.optimizer)
         self.guard.in_a_row, self.guard.total = self.state.bad_in_a_row, self.state.bad_total
-        self.sampler.publish(self.state.policy_version)
         return True
 
     def sft(self, examples: Sequence[Example], options: SftConfig) -> None:
@@ -105,37 +104,41 @@ class Trainer:
         if not self._enter(stage.name, fresh_optimizer, fresh_reference=stage.reference == "fresh" or first):
             return
 
+        self.sampler.publish(self.state.policy_version)
+
+        def asked(ahead: int) -> tuple[list[Example], int, Sampling, int]:
+            """What this step samples, or the one after it."""
+            batch = self._batch(examples, options.prompts_per_step, ahead)
+            seed = derived_seed(config.seed, "rollouts", self.state.step + ahead)
+            return batch, options.group_size, sampling, seed
+
         def step() -> Metrics:
             started = time.perf_counter()
-            groups = self.sampler.sample(
-                self._batch(examples, options.prompts_per_step),
-                options.group_size,
-                sampling,
-                derived_seed(config.seed, "rollouts", self.state.step),
-            )
+            groups = self.sampler.sample(*asked(0))
             sampled = time.perf_counter()
+            if self.state.phase_step + 1 < stage.steps:
+                self.sampler.prepare(*asked(1))
             scores = rewards.score(groups)
             advantages = group_advantages(scores.weighted_PGR, scores.weights_R, options)
             metrics = rollout_metrics(groups, scores, advantages, self.state.policy_version, config.length)
+            metrics |= self.sampler.report()
             rows = training_rows(groups, advantages.values_PG)
             rate = learning_rate(config.optimizer, self.state.phase_step, stage.steps, stage.learning_rate)
             if broken := not _finite(groups):
                 # A policy of NaN draws one token for ever: no advantages, so no gradient would tell.
                 self.guard.skipped()
                 rows = []
-            trained = time.perf_counter()
+            trained, version = time.perf_counter(), self.state.policy_version
             for _ in range(options.updates_per_rollout):
                 gradient = grpo_gradient(self.policy, rows, options, config.sampling)
                 metrics |= self._update(gradient, rate)
                 if gradient.sums:
                     metrics |= token_means(gradient.sums)
+            if self.state.policy_version > version:
+                self.sampler.publish(self.state.policy_version)
             if broken:
                 metrics["loss"] = math.nan
-            metrics |= {
-                "time/rollout": sampled - started,
-                "time/wait": 0.0,
-                "time/train": time.perf_counter() - trained,
-            }
+            metrics |= {"time/rollout": sampled - started, "time/train": time.perf_counter() - trained}
             if self.run and self.state.phase_step % config.reporting.rollouts_every == 0:
                 self.run.append_rollouts(
                     rollout_records(
@@ -198,7 +201,11 @@ class Trainer:
                     mx.random.seed(derived_seed(self.config.seed, "dropout", state.step))
                     mx.reset_peak_memory()
                     started = time.perf_counter()
-                    metrics = step()
+                    try:
+                        metrics = step()
+                    except NoSamplerError:
+                        self.save()
+                        raise
                     seconds = time.perf_counter() - started
                     state.step += 1
                     state.phase_step += 1
@@ -242,12 +249,11 @@ class Trainer:
         metrics = apply_update(self.policy, self.optimizer, self.guard, gradient, rate)
         if self.optimizer.count > count:
             self.state.policy_version += 1
-            self.sampler.publish(self.state.policy_version)
         return metrics
 
-    def _batch(self, examples: Sequence[Example], size: int) -> list[Example]:
+    def _batch(self, examples: Sequence[Example], size: int, ahead: int = 0) -> list[Example]:
         seed = derived_seed(self.config.seed, f"order {self.state.phase}")
-        return [examples[i] for i in batch_indices(seed, len(examples), size, self.state.phase_step)]
+        return [examples[i] for i in batch_indices(seed, len(examples), size, self.state.phase_step + ahead)]
 
 
 def _finite(groups: Sequence[Group]) -> bool:

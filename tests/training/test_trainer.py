@@ -216,6 +216,12 @@ class StaleSampler:
     def publish(self, policy_version: int) -> None:
         """It does not follow."""
 
+    def prepare(self, examples: Sequence[Example], group_size: int, sampling: Sampling, seed: int) -> None:
+        """Nor does it look ahead."""
+
+    def report(self) -> Mapping[str, float]:
+        return {}
+
 
 class TestStaleness:
     def test_a_local_sampler_is_never_stale(self, make_job: MakeJob) -> None:
@@ -324,7 +330,7 @@ class TestNotFinite:
         rows = job.train(sampler)
         assert [row["updates/skipped"] for row in rows] == [0, 1, 1]
         assert [row["policy_version"] for row in rows] == [1, 1, 2]
-        after_first, before_bad, after_third = seen
+        _start, after_first, before_bad, after_third = seen
         assert np.array_equal(after_first, before_bad)
         assert np.isfinite(after_third).all()
         assert not np.array_equal(after_first, after_third)

@@ -1,0 +1,107 @@
+"""What the loop tells a sampler: each request before it comes, each new policy; a checkpoint when none is left."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mlx_sumrl.data.example import Example
+from mlx_sumrl.policy.policy import Policy
+from mlx_sumrl.rollouts.local import LocalSampler
+from mlx_sumrl.rollouts.types import Group, NoSamplerError, Sampling
+from mlx_sumrl.training.checkpoints import list_checkpoints
+from tests.recipes.jobs import Job
+
+from .models import flat
+
+Asked = tuple[tuple[str, ...], int, Sampling, int]
+
+
+class ListeningSampler(LocalSampler):
+    """Writes down all that it is told; has nobody left to ask from the ``lost``-th time on."""
+
+    def __init__(self, policy: Policy, lost: int | None = None) -> None:
+        super().__init__(policy)
+        self.told: list[tuple[str, Any]] = []
+        self.lost = lost
+
+    def sample(
+        self, examples: Sequence[Example], group_size: int, sampling: Sampling, seed: int
+    ) -> list[Group]:
+        self.told.append(("sample", self.asked(examples, group_size, sampling, seed)))
+        if self.lost is not None and len(self.of("sample")) >= self.lost:
+            raise NoSamplerError("nobody answers")
+        return super().sample(examples, group_size, sampling, seed)
+
+    def prepare(self, examples: Sequence[Example], group_size: int, sampling: Sampling, seed: int) -> None:
+        self.told.append(("prepare", self.asked(examples, group_size, sampling, seed)))
+
+    def publish(self, policy_version: int) -> None:
+        self.told.append(("publish", policy_version))
+        super().publish(policy_version)
+
+    def report(self) -> Mapping[str, float]:
+        return {**super().report(), "time/wait": 7.0}
+
+    @staticmethod
+    def asked(examples: Sequence[Example], group_size: int, sampling: Sampling, seed: int) -> Asked:
+        return tuple(example.id for example in examples), group_size, sampling, seed
+
+    def of(self, kind: str) -> list[Any]:
+        return [value for name, value in self.told if name == kind]
+
+
+STAGES = [
+    {"name": "first", "steps": 3, "rewards": [{"kind": "length"}]},
+    {"name": "second", "steps": 2, "rewards": [{"kind": "length"}]},
+]
+
+
+def test_a_step_is_announced_as_it_then_comes(tmp_path: Path) -> None:
+    job = Job(tmp_path, {"stages": STAGES})
+    sampler = ListeningSampler(job.policy)
+    rows = job.train(sampler)
+    assert [name for name, _ in sampler.told] == [
+        *("publish", "sample", "prepare", "publish", "sample", "prepare", "publish", "sample", "publish"),
+        *("publish", "sample", "prepare", "publish", "sample", "publish"),
+    ]
+    sampled = sampler.of("sample")
+    assert sampler.of("prepare") == [sampled[1], sampled[2], sampled[4]]
+    assert len(set(sampled)) == 5
+    assert sampler.of("publish") == [0, 1, 2, 3, 3, 4, 5]
+    assert [row["time/wait"] for row in rows] == [7.0] * 5
+
+
+def test_several_updates_are_one_publication(tmp_path: Path) -> None:
+    job = Job(tmp_path, {"stages": STAGES[:1], "grpo": {"updates_per_rollout": 2}})
+    sampler = ListeningSampler(job.policy)
+    job.train(sampler)
+    assert sampler.of("publish") == [0, 2, 4, 6]
+
+
+def test_supervised_steps_are_not_published(tmp_path: Path) -> None:
+    job = Job(tmp_path, {"stages": STAGES[:1], "sft": {"steps": 4, "batch_size": 2}})
+    sampler = ListeningSampler(job.policy)
+    job.train(sampler)
+    assert sampler.of("publish") == [4, 5, 6, 7]
+
+
+def test_a_run_that_has_lost_its_samplers_is_saved_and_goes_on_later(tmp_path: Path) -> None:
+    changes = {"stages": STAGES, "checkpoint": {"every": 100}}
+    for name in ("whole", "lost"):
+        (tmp_path / name).mkdir()
+    whole, job = Job(tmp_path / "whole", changes), Job(tmp_path / "lost", changes)
+    rows = whole.train()
+    with pytest.raises(NoSamplerError, match="nobody answers"):
+        job.train(ListeningSampler(job.policy, lost=3))
+    assert [path.name for path in list_checkpoints(job.run.path / "checkpoints")] == ["step-000002"]
+    later = job.trainer()
+    assert later.restore()
+    for stage in job.config.stages:
+        later.stage(stage, job.prepared.train)
+    assert [row["loss"] for row in job.metrics()] == [row["loss"] for row in rows]
+    assert np.array_equal(flat(job.policy.weights()), flat(whole.policy.weights()))

@@ -1,16 +1,18 @@
 """Rows of prompt and completion laid out so that little is computed twice and little for nothing.
 
 A prompt that several completions follow is computed once, by itself; its completions follow it in segments of like
-length. A segment has `POSITIONS` at most: more rows than that go into several, and a longer row is a chain of them,
-each following the one before. So what lives at once while a segment is computed does not grow with the batch, and
-with the length of a row only as attention's scores do. What is computed beyond real tokens is padding, at most
-`PADDING` of it all. The last token of a completion predicts nothing that is trained, so it is never read.
+length. In pieces, a segment has `POSITIONS` at most: more rows than that go into several, and a longer row is a chain
+of them, each following the one before. So what lives at once while a segment is computed does not grow with the
+batch, and with the length of a row only as attention's scores do; which costs up to a fifth more time. What is
+computed beyond real tokens is padding, at most `PADDING` of it all. The last token of a completion predicts nothing
+that is trained, so it is never read.
 
 Invariant: log-probabilities come back as [B, T] in the order in which the rows were given, whatever the layout.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -23,7 +25,7 @@ Row = tuple[Sequence[int], Sequence[int]]
 PADDING = 0.045
 """Most of what rows take that may be padding."""
 POSITIONS = 192
-"""Of a segment at most, padding counted; twice as many are not faster."""
+"""Of a segment at most, padding counted, where rows are laid out in pieces."""
 SHORT = 8
 """Positions of padding that there may be in any case: segments of a token each would not be faster."""
 
@@ -67,8 +69,10 @@ class PackedRows:
         return values_N[self.places_BT] * self.mask_BT
 
 
-def pack(rows: Sequence[Row], share_prompt: bool) -> PackedRows:
+def pack(rows: Sequence[Row], share_prompt: bool, in_pieces: bool = False) -> PackedRows:
     """Lay rows out; ``share_prompt`` computes prompts that several rows have in common once.
+
+    ``in_pieces``: in segments of `POSITIONS` at most, for what is computed segment by segment.
 
     Raises ValueError for an empty prompt or completion, or no rows.
     """
@@ -80,11 +84,12 @@ def pack(rows: Sequence[Row], share_prompt: bool) -> PackedRows:
     firsts = np.zeros(len(rows), np.int64)
     """Position of the one that predicts its first."""
     computed = useful = 0
+    most = POSITIONS if in_pieces else sys.maxsize
 
     def chain(ids: Sequence[int], after: int | None, followed: bool = False) -> int:
         """Add a row by itself; its last segment."""
         nonlocal computed, useful
-        pieces = np.array_split(np.asarray(ids, np.int32), -(-len(ids) // POSITIONS))
+        pieces = np.array_split(np.asarray(ids, np.int32), -(-len(ids) // most))
         for left, piece in zip(range(len(pieces) - 1, -1, -1), pieces, strict=True):
             segments.append(Segment(mx.array(piece[None]), after, followed or left > 0))
             after = len(segments) - 1
@@ -94,7 +99,7 @@ def pack(rows: Sequence[Row], share_prompt: bool) -> PackedRows:
     def lay(chosen: list[int], read: list[Sequence[int]], after: int | None) -> Iterator[tuple[int, int]]:
         """Add segments for these rows; each row with the position where its segment has it."""
         nonlocal computed, useful
-        for bucket in _cut(buckets([len(ids) for ids in read]), read):
+        for bucket in _cut(buckets([len(ids) for ids in read]), read, most):
             if len(bucket) == 1:
                 yield chosen[bucket[0]], computed
                 chain(read[bucket[0]], after)
@@ -151,10 +156,10 @@ def buckets(lengths: Sequence[int]) -> list[list[int]]:
     return [order[start:end] for start, end in sorted(parts)]
 
 
-def _cut(parts: list[list[int]], read: list[Sequence[int]]) -> Iterator[list[int]]:
-    """Buckets, the longest row first, with as many rows as a segment has room for, and at least one."""
+def _cut(parts: list[list[int]], read: list[Sequence[int]], most: int) -> Iterator[list[int]]:
+    """Buckets, the longest row first, of ``most`` positions or a single row."""
     for part in parts:
-        fit = max(POSITIONS // len(read[part[0]]), 1)
+        fit = max(most // len(read[part[0]]), 1)
         count = -(-len(part) // fit)
         yield from (indices.tolist() for indices in np.array_split(np.array(part), count))
 

@@ -5,6 +5,7 @@ It follows `mlx_sumrl.policy.packing`, `attention` and `head`, and never imports
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from math import ceil
 
@@ -67,21 +68,29 @@ class Layout:
 
     @classmethod
     def of(
-        cls, prompt: int, completion: int, prompts: int, group_size: int, budget: int, share_prompt: bool
+        cls,
+        prompt: int,
+        completion: int,
+        prompts: int,
+        group_size: int,
+        budget: int,
+        share_prompt: bool,
+        in_pieces: bool,
     ) -> Layout:
         """As `mlx_sumrl.policy.packing` lays them out."""
+        most = POSITIONS if in_pieces else sys.maxsize
         rows, read = prompts * group_size, max(completion - 1, 1)  # a completion's last token is never read
         if not share_prompt or group_size == 1:
             together = min(max(budget // (prompt + read), 1), rows)
             micro_batches, groups = ceil(rows / together), 1
-            segments = _cut(together, prompt + read)
+            segments = _cut(together, prompt + read, most)
         else:
             in_part = min(max((budget - prompt) // read, 1), group_size)
             parts = ceil(group_size / in_part)
             groups = min(max(budget // (prompt + group_size * read), 1), prompts)
             micro_batches = prompts * parts if parts > 1 else ceil(prompts / groups)
-            shared = _cut(1, prompt) + _cut(in_part, read, before=prompt)
-            segments = shared * groups if in_part > 1 else _cut(1, prompt + read)
+            shared = _cut(1, prompt, most) + _cut(in_part, read, most, before=prompt)
+            segments = shared * groups if in_part > 1 else _cut(1, prompt + read, most)
         positions = micro_batches * sum(segment.positions for segment in segments)
         return cls(segments, groups, micro_batches, positions, rows * completion)
 
@@ -90,12 +99,12 @@ class Layout:
         return ceil(self.completion_tokens / self.micro_batches)
 
 
-def _cut(rows: int, tokens: int, before: int = 0) -> tuple[Segment, ...]:
+def _cut(rows: int, tokens: int, most: int, before: int = 0) -> tuple[Segment, ...]:
     """Rows as segments of like size: several rows each, or pieces of a row one behind the other."""
-    if rows > 1 and tokens <= POSITIONS:
-        count = ceil(rows / (POSITIONS // tokens))
+    if rows > 1 and tokens <= most:
+        count = ceil(rows / (most // tokens))
         return tuple(Segment(rows // count + (i < rows % count), tokens, before) for i in range(count))
-    count = ceil(tokens / POSITIONS)
+    count = ceil(tokens / most)
     sizes = [tokens // count + (i < tokens % count) for i in range(count)]
     pieces = tuple(Segment(1, size, before + sum(sizes[:i])) for i, size in enumerate(sizes))
     return pieces * rows

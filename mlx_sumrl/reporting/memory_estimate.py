@@ -141,7 +141,13 @@ def estimate_peak(
         weights += trained * trained_size
 
     layout = Layout.of(
-        prompt_tokens, completion_tokens, prompts_per_step, group_size, micro_batch_tokens, share_prompt
+        prompt_tokens,
+        completion_tokens,
+        prompts_per_step,
+        group_size,
+        micro_batch_tokens,
+        share_prompt,
+        in_pieces=gradient_checkpointing,
     )
     block = Block(shape, size, adapters=tuning != "full")
     head = Head(shape, logits_mb * 1_000_000, trained=tuning == "full", filtered=filtered)

@@ -56,8 +56,9 @@ def grpo_gradient(
         policy.options.logits_mb * 1_000_000, sampling.temperature, sampling.top_p, sampling.top_k
     )
     ids = [(row.prompt_ids, row.completion.token_ids) for row in active]
+    in_pieces = policy.options.gradient_checkpointing
     parts = [
-        ([active[i] for i in part], pack([ids[i] for i in part], options.share_prompt))
+        ([active[i] for i in part], pack([ids[i] for i in part], options.share_prompt, in_pieces))
         for part in micro_batches(ids, options.share_prompt, options.micro_batch_tokens)
     ]
     references: list[mx.array | None] = [None] * len(parts)

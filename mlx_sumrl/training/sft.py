@@ -45,14 +45,16 @@ def sft_gradient(policy: Policy, examples: Sequence[Example], micro_batch_tokens
             packed, lambda logprobs: (-logprobs.sum() / tokens, {"tokens": packed.mask_BT.sum()})
         )
 
-    return batch_gradient(policy, [batch(p) for p in _packed(rows, micro_batch_tokens)], _head(policy))
+    return batch_gradient(
+        policy, [batch(p) for p in _packed(policy, rows, micro_batch_tokens)], _head(policy)
+    )
 
 
 def sft_loss(policy: Policy, examples: Sequence[Example], micro_batch_tokens: int) -> float:
     """Mean cross-entropy in nats per answer token, without a gradient."""
     rows = _rows(policy, examples)
     total = 0.0
-    for packed in _packed(rows, micro_batch_tokens):
+    for packed in _packed(policy, rows, micro_batch_tokens):
         logprobs_BT = packed_logprobs(policy.model, packed, _head(policy), differentiable=False)
         total -= float(logprobs_BT.sum().item())  # type: ignore[arg-type]
     return total / max(sum(len(answer) for _, answer in rows), 1)
@@ -65,9 +67,10 @@ def _rows(policy: Policy, examples: Sequence[Example]) -> list[Row]:
     ]
 
 
-def _packed(rows: Sequence[Row], tokens: int) -> list[PackedRows]:
+def _packed(policy: Policy, rows: Sequence[Row], tokens: int) -> list[PackedRows]:
     # Prompts are hardly ever alike here, and rows of like length then share a micro-batch.
-    return [pack([rows[i] for i in part], False) for part in micro_batches(rows, False, tokens)]
+    in_pieces = policy.options.gradient_checkpointing
+    return [pack([rows[i] for i in part], False, in_pieces) for part in micro_batches(rows, False, tokens)]
 
 
 def _head(policy: Policy) -> HeadOptions:

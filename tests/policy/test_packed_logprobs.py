@@ -70,7 +70,7 @@ def test_values_are_those_of_the_plain_path(
     policy = policy_of(family)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packing, "POSITIONS", positions)
-        packed = pack(rows, share_prompt)
+        packed = pack(rows, share_prompt, in_pieces=True)
         patch.setattr(head, "NARROWEST", 64)
         patch.setattr(attention, "SCORES", scores)
         found = packed_logprobs(policy.model, packed, HeadOptions(budget, temperature), differentiable)

@@ -49,7 +49,7 @@ def work(rows: Sequence[Row], share_prompt: bool) -> int:
 def packed_in(rows: list[Row], share_prompt: bool, positions: int) -> PackedRows:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packing, "POSITIONS", positions)
-        return pack(rows, share_prompt)
+        return pack(rows, share_prompt, in_pieces=True)
 
 
 POSITIONS = st.sampled_from([1, 3, 16, 192])
@@ -127,13 +127,13 @@ def realistic(rng: np.random.Generator, groups: int, sizes: tuple[int, int]) -> 
     ids=["a group", "groups", "not shared", "supervised"],
 )
 def test_at_most_a_twentieth_is_padding(groups: int, sizes: tuple[int, int], share_prompt: bool) -> None:
-    """Measured over these draws: 3.9 % at most with prompts shared, 4.5 % without; less in segments of 192."""
+    """Measured over these draws: 3.9 % at most with prompts shared, 4.5 % without; less in pieces."""
     rng = np.random.default_rng(0)
     shares = []
     for _ in range(100):
         rows = realistic(rng, groups, sizes)
-        for positions in (192, 1 << 30):
-            packed = packed_in(rows, share_prompt, positions)
+        for in_pieces in (True, False):
+            packed = pack(rows, share_prompt, in_pieces)
             assert packed.useful == work(rows, share_prompt)
             shares.append(1 - packed.useful / packed.computed)
     assert 0 < max(shares) <= 0.05
@@ -157,7 +157,9 @@ def test_a_prompt_is_computed_once_for_its_group() -> None:
 
 def test_a_long_row_is_a_chain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packing, "POSITIONS", 4)
-    packed = pack([((1, 2, 3, 4, 5), (6, 7)), ((1, 2, 3, 4, 5), (8, 9, 10, 11, 12, 13))], share_prompt=True)
+    packed = pack(
+        [((1, 2, 3, 4, 5), (6, 7)), ((1, 2, 3, 4, 5), (8, 9, 10, 11, 12, 13))], True, in_pieces=True
+    )
     assert [segment.tokens_BL.tolist() for segment in packed.segments] == [
         [[1, 2, 3]],
         [[4, 5]],

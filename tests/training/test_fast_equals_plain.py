@@ -50,7 +50,8 @@ fast_paths = st.fixed_dictionaries(
         "tokens": st.sampled_from([1, 25, 60, 4096]),  # of a micro-batch
         "tile": st.sampled_from([64 * 5, 64 * 32, 10**6]),  # numbers in a tile of the head
         "scores": st.sampled_from([1, 500, 1 << 18]),
-        "positions": st.sampled_from([1, 4, 192]),  # of a segment
+        "positions": st.sampled_from([1, 4, 192]),  # of a segment in pieces
+        "pieces": st.booleans(),  # for a graph too, which goes without
     }
 )
 
@@ -126,7 +127,8 @@ def test_any_function_of_log_probabilities(
     size = float(np.abs(logprobs * np.array(weights_BT)[:, : logprobs.shape[1]]).sum())
 
     def micro_batch(part: list[int]) -> MicroBatch:
-        packed, own = pack([rows[i] for i in part], share_prompt), weights_BT[mx.array(part)]
+        packed = pack([rows[i] for i in part], share_prompt, path["pieces"])
+        own = weights_BT[mx.array(part)]
         return MicroBatch(packed, lambda logprobs: ((logprobs * own[:, : logprobs.shape[1]]).sum(), {}))
 
     loss, gradient = plain_gradient(policy, forward)

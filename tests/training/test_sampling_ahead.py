@@ -55,14 +55,14 @@ class ListeningSampler(LocalSampler):
         return [value for name, value in self.told if name == kind]
 
 
-STAGES = [
-    {"name": "first", "steps": 3, "rewards": [{"kind": "length"}]},
-    {"name": "second", "steps": 2, "rewards": [{"kind": "length"}]},
-]
+def stages(folder: Path) -> list[dict[str, Any]]:
+    """Of 3 and 2 steps, paid for what every completion has a different share of: no step is without an update."""
+    paid = [{"kind": "function", "function": f"{folder / 'mine.py'}:vowels"}]
+    return [{"name": "first", "steps": 3, "rewards": paid}, {"name": "second", "steps": 2, "rewards": paid}]
 
 
 def test_a_step_is_announced_as_it_then_comes(tmp_path: Path) -> None:
-    job = Job(tmp_path, {"stages": STAGES})
+    job = Job(tmp_path, {"stages": stages(tmp_path)})
     sampler = ListeningSampler(job.policy)
     rows = job.train(sampler)
     assert [name for name, _ in sampler.told] == [
@@ -77,23 +77,23 @@ def test_a_step_is_announced_as_it_then_comes(tmp_path: Path) -> None:
 
 
 def test_several_updates_are_one_publication(tmp_path: Path) -> None:
-    job = Job(tmp_path, {"stages": STAGES[:1], "grpo": {"updates_per_rollout": 2}})
+    job = Job(tmp_path, {"stages": stages(tmp_path)[:1], "grpo": {"updates_per_rollout": 2}})
     sampler = ListeningSampler(job.policy)
     job.train(sampler)
     assert sampler.of("publish") == [0, 2, 4, 6]
 
 
 def test_supervised_steps_are_not_published(tmp_path: Path) -> None:
-    job = Job(tmp_path, {"stages": STAGES[:1], "sft": {"steps": 4, "batch_size": 2}})
+    job = Job(tmp_path, {"stages": stages(tmp_path)[:1], "sft": {"steps": 4, "batch_size": 2}})
     sampler = ListeningSampler(job.policy)
     job.train(sampler)
     assert sampler.of("publish") == [4, 5, 6, 7]
 
 
 def test_a_run_that_has_lost_its_samplers_is_saved_and_goes_on_later(tmp_path: Path) -> None:
-    changes = {"stages": STAGES, "checkpoint": {"every": 100}}
     for name in ("whole", "lost"):
         (tmp_path / name).mkdir()
+    changes = {"stages": stages(tmp_path / "whole"), "checkpoint": {"every": 100}}
     whole, job = Job(tmp_path / "whole", changes), Job(tmp_path / "lost", changes)
     rows = whole.train()
     with pytest.raises(NoSamplerError, match="nobody answers"):

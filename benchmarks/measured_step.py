@@ -104,6 +104,7 @@ def measured_step(
         mx.reset_peak_memory()
         begun = time.perf_counter()
         yield
+        mx.synchronize()  # a CPU's memory is freed by the thread that computes, which may lag behind
         phases.append(Phase(name, time.perf_counter() - begun, mx.get_peak_memory(), mx.get_active_memory()))
         print(
             f" {phases[-1].seconds:.1f} s, peak {phases[-1].peak / 1e9:.3f} GB", file=sys.stderr, flush=True

@@ -80,9 +80,16 @@ def test_what_lies_in_memory_is_counted_by_hand(moments: Any, tmp_path: Path) ->
     import mlx.core as mx
 
     folder = make_shape(tmp_path / "toy", "toy")
-    gc.collect()
-    start = mx.get_active_memory()  # what other tests have left
-    result = measured_step(str(folder), TINY, "full", moments, "none")
+    limit = mx.set_cache_limit(
+        0
+    )  # a buffer that is used again may be larger than what lies in it, and counts whole
+    try:
+        gc.collect()
+        mx.synchronize()
+        start = mx.get_active_memory()  # what other tests have left
+        result = measured_step(str(folder), TINY, "full", moments, "none")
+    finally:
+        mx.set_cache_limit(limit)
     # An embedding; in each of two layers q and o, k and v, three matrices, biases of q, k and v, two norms; one norm.
     layer = 2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 192 + (64 + 2 * 32) + 2 * 64
     parameters = 512 * 64 + 2 * layer + 64
@@ -96,7 +103,7 @@ def test_what_lies_in_memory_is_counted_by_hand(moments: Any, tmp_path: Path) ->
     assert result["grad_norm"] > 0
     assert [phase["name"] for phase in result["phases"]] == ["rollout", "gradient", "update"]
     assert result["peak"] == max(phase["peak"] for phase in result["phases"])
-    assert result["before"] - start == pytest.approx(result["weights"] + result["moments"], rel=0.1)
+    assert result["before"] - start == pytest.approx(result["weights"] + result["moments"], rel=0.01)
     for phase in result["phases"]:
         assert phase["peak"] >= phase["kept"]
         assert phase["peak"] >= result["before"]

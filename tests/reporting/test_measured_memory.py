@@ -44,6 +44,7 @@ def measured_step(
 ) -> tuple[ModelShape, dict[str, int]]:
     """Peaks of a whole step's phases, whose optimiser has its moments already."""
     gc.collect()
+    mx.synchronize()
     start = mx.get_active_memory()  # what other tests have left in this process
     mx.random.seed(0)
     model = mlx_internals.new_model(CONFIG)

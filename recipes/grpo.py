@@ -27,9 +27,11 @@ from mlx_sumrl.policy.policy import Policy
 from mlx_sumrl.reporting.progress import Progress, make_progress
 from mlx_sumrl.reporting.run_folder import RunFolder
 from mlx_sumrl.rewards.scoring import build_rewards
-from mlx_sumrl.rollouts import LocalSampler, Sampling
-from mlx_sumrl.training.preparation import prepare
+from mlx_sumrl.rollouts import LocalSampler, Sampling, TrainingSampler
+from mlx_sumrl.rollouts.types import NoSamplerError
+from mlx_sumrl.training.preparation import Prepared, prepare
 from mlx_sumrl.training.trainer import Trainer
+from recipes.cluster_rollouts import HELP, rollouts_from
 
 
 def main(
@@ -42,15 +44,18 @@ def main(
         prog=f"python -m recipes.{name}",
         description=description,
         defaults={"stages": list(stages)},
+        extra={"cluster": HELP},
     )
+    nodes = Path(command.extra["cluster"]) if "cluster" in command.extra else None
     config, run = opened(command)
     with run, make_progress() as progress:
         try:
-            train(config, run, progress)
-        except KeyboardInterrupt:
+            train(config, run, progress, nodes)
+        except (KeyboardInterrupt, NoSamplerError):
             progress.finish()
+            cluster = f" --cluster {shlex.quote(str(nodes))}" if nodes else ""
             print(
-                f"stopped; go on with: python -m recipes.{name} --resume {shlex.quote(str(run.path))}",
+                f"stopped; go on with: python -m recipes.{name} --resume {shlex.quote(str(run.path))}{cluster}",
                 file=sys.stderr,
             )
             raise
@@ -68,11 +73,23 @@ def opened(command: Command[RunConfig]) -> tuple[RunConfig, RunFolder]:
     return command.run, RunFolder.create(command.run)
 
 
-def train(config: RunConfig, run: RunFolder, progress: Progress) -> None:
-    """The job, top to bottom."""
+def train(config: RunConfig, run: RunFolder, progress: Progress, nodes: Path | None = None) -> None:
+    """Everything; rollouts come from the workers of ``nodes`` where there are some."""
     prepared = prepare(config, run.path, progress.note)
+    with rollouts_from(nodes, prepared.policy, prepared.train, run.path / "published") as sampler:
+        the_job(config, run, progress, prepared, sampler)
+
+
+def the_job(
+    config: RunConfig,
+    run: RunFolder,
+    progress: Progress,
+    prepared: Prepared,
+    sampler: TrainingSampler | None,
+) -> None:
+    """The job, top to bottom."""
     policy = prepared.policy
-    trainer = Trainer(policy, config, run=run, progress=progress)
+    trainer = Trainer(policy, config, sampler=sampler, run=run, progress=progress)
     if trainer.restore():
         progress.note(f"going on after step {trainer.state.step}")
 

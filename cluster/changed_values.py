@@ -34,21 +34,20 @@ class NotAPatchError(ValueError):
 
 def encoded(base: Values | None, new: Values) -> tuple[bytes, int]:
     """What turns ``base`` [n] into ``new`` [n], and how many values that changes; None: nothing is known of it."""
-    whole = bytes([WHOLE]) + new.tobytes()
     if base is None:
-        return whole, len(new)
-    difference = new - base  # wraps around, and back in the end
-    places = np.flatnonzero(difference)
+        return _whole(new), len(new)
+    places = np.flatnonzero(new != base)
     if not len(places):
         return bytes([SAME]), 0
+    difference = new[places] - base[places]  # wraps around, and back in the end
     gaps = _gap_bytes(places)
     parts = [_squeezed(gaps.tobytes(), zlib.Z_HUFFMAN_ONLY)]
-    for place, plane in enumerate(_planes(_zigzag(difference[places]))):
+    for place, plane in enumerate(_planes(_zigzag(difference))):
         # All but the lowest plane are mostly 0, and runs cost nothing then.
         parts.append(_squeezed(plane.tobytes(), zlib.Z_RLE if place else zlib.Z_HUFFMAN_ONLY))
     head = bytes([SPARSE]) + COUNTS.pack(len(places), len(gaps))
     sparse = head + b"".join(LENGTH.pack(len(part)) for part in parts) + b"".join(parts)
-    return (sparse if len(sparse) < len(whole) else whole), len(places)
+    return (sparse if len(sparse) <= new.nbytes else _whole(new)), len(places)
 
 
 def decoded(base: Values | None, record: bytes, size: int, dtype: np.dtype[np.unsignedinteger]) -> Values:
@@ -86,6 +85,10 @@ def decoded(base: Values | None, record: bytes, size: int, dtype: np.dtype[np.un
     places = _places(np.frombuffer(streams[0], np.uint8), changed, size)
     base[places] += _unzigzag(_joined(streams[1:], dtype))
     return base
+
+
+def _whole(new: Values) -> bytes:
+    return bytes([WHOLE]) + new.tobytes()
 
 
 def _gap_bytes(places: np.ndarray) -> np.ndarray:

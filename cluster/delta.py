@@ -30,6 +30,7 @@ from cluster.safetensors_header import BITS, LONGEST_HEADER
 from cluster.weight_files import (
     CHUNK,
     Fingerprint,
+    InTurn,
     StoredTensor,
     Values,
     bits_type,
@@ -127,7 +128,9 @@ def make_patch(base: Path, new: Path, out: Path) -> PatchSummary:
     unfinished = out / f".unfinished-{PATCH}"
     changed = 0
     with ExitStack() as stack:
-        old_print, new_print = (stack.enter_context(Fingerprint()) for _ in range(2))
+        old_print, new_print = Fingerprint(), Fingerprint()
+        stack.enter_context(old_print)
+        stack.enter_context(new_print)
         stream = stack.enter_context(unfinished.open("wb"))
         # Both fingerprints are known at the end, and as long as this stands for.
         _write_header(stream, Header(base="0" * 64, new="0" * 64, files=files))
@@ -199,7 +202,7 @@ def rebuild(base: Path, patch: Path, out: Path) -> None:
 def _rebuild_weights(header: Header, patch: IO[bytes], old: Mapping[str, StoredTensor], folder: Path) -> str:
     """Write all files of a patch; the fingerprint of what was written."""
     with ExitStack() as stack:
-        fingerprint = stack.enter_context(Fingerprint())
+        fingerprint, writing = Fingerprint(), InTurn()
         places: dict[str, StoredTensor] = {}
         streams: dict[Path, IO[bytes]] = {}
         for name, made in header.files.items():
@@ -207,11 +210,13 @@ def _rebuild_weights(header: Header, patch: IO[bytes], old: Mapping[str, StoredT
             streams[path] = stack.enter_context(path.open("wb"))
             for tensor, offset in _begin_file(streams[path], made):
                 places[tensor.name] = StoredTensor(path, offset, tensor.dtype, tensor.shape)
+        stack.enter_context(fingerprint)
+        stack.enter_context(writing)  # ends before the files are closed
         for name, place in sorted(places.items()):
             dtype = bits_type(place.dtype)
             fingerprint.begin(name, place.dtype, place.shape)
             stream = streams[place.file]
-            stream.seek(place.offset)
+            writing.do(stream.seek, place.offset)
             before = old.get(name)
             pieces = before.chunks() if before is not None and place.is_like(before) else None
             for start in range(0, place.size, CHUNK):
@@ -219,9 +224,10 @@ def _rebuild_weights(header: Header, patch: IO[bytes], old: Mapping[str, StoredT
                 record = _read_record(patch, size * dtype.itemsize)
                 values = decoded(next(pieces) if pieces else None, record, size, dtype)
                 fingerprint.add(values)
-                stream.write(values.data)
+                writing.do(stream.write, values.data)
         if patch.read(1):
             raise NotAPatchError("there are bytes after its end")
+        writing.finish()
         return fingerprint.hexdigest()
 
 

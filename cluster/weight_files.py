@@ -10,11 +10,12 @@ import hashlib
 import json
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -107,43 +108,56 @@ def entries_of(file: Path) -> dict[str, TensorEntry]:
     }
 
 
-class Fingerprint(AbstractContextManager["Fingerprint"]):
-    """sha256 over (name, type, shape, bytes) of all tensors by name, computed beside whatever else is done.
+class InTurn(AbstractContextManager["InTurn"]):
+    """Calls made one after the other by a thread of its own, beside whatever else is done; few at a time wait."""
 
-    Tensors come sorted by name; a piece that was handed over is not written to until the end.
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1)
+        self._pending: deque[Future[Any]] = deque()
+
+    def do(self, work: Callable[..., Any], *arguments: Any) -> None:
+        """Have it called soon. Raises what an earlier one raised."""
+        self._pending.append(self._thread.submit(work, *arguments))
+        while len(self._pending) > 3:  # or all of the weights would wait here
+            self._pending.popleft().result()
+
+    def finish(self) -> None:
+        """Wait until all is done. Raises what one of them raised."""
+        while self._pending:
+            self._pending.popleft().result()
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+
+class Fingerprint(InTurn):
+    """sha256 over (name, type, shape, bytes) of all tensors by name.
+
+    Tensors come sorted by name; a piece that was handed over is not written to any more.
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self._digest = hashlib.sha256()
-        self._worker = ThreadPoolExecutor(1, "fingerprint")
-        self._pending: deque[Future[None]] = deque()
 
     def begin(self, name: str, dtype: str, shape: tuple[int, ...]) -> None:
         """The next tensor."""
-        self._put(json.dumps([name, dtype, list(shape)]).encode() + b"\n")
+        self.do(self._digest.update, json.dumps([name, dtype, list(shape)]).encode() + b"\n")
 
     def add(self, values: Values) -> None:
         """A piece of it."""
-        self._put(values.data)
+        self.do(self._digest.update, values.data)
 
     def hexdigest(self) -> str:
         """Of everything that was added."""
-        while self._pending:
-            self._pending.popleft().result()
+        self.finish()
         return self._digest.hexdigest()
-
-    def __exit__(self, *_: object) -> None:
-        self._worker.shutdown()
-
-    def _put(self, piece: bytes | memoryview) -> None:
-        self._pending.append(self._worker.submit(self._digest.update, piece))
-        while len(self._pending) > 3:  # or all of the weights would wait here
-            self._pending.popleft().result()
 
 
 def fingerprint_of(tensors: Mapping[str, StoredTensor]) -> str:
     """The fingerprint of these tensors, read from their files. Raises `UserError`."""
-    with Fingerprint() as fingerprint:
+    fingerprint = Fingerprint()
+    with fingerprint:
         for name, tensor in sorted(tensors.items()):
             fingerprint.begin(name, tensor.dtype, tensor.shape)
             for values in tensor.chunks():

@@ -15,11 +15,13 @@ import shlex
 from cluster.hosts import HostConfig
 from cluster.wire import API
 
-BEGAN = """began() {
+BEGAN = """began() {  # nothing for a process that is not there, or has ended and was not yet asked how
     if [ -r "/proc/$1/stat" ]; then
         boot=$(cat /proc/sys/kernel/random/boot_id 2>/dev/null)
-        stat=$(sed 's/.*) //' "/proc/$1/stat" 2>/dev/null) && set -- $stat && echo "$boot ${20}"
+        stat=$(sed 's/.*) //' "/proc/$1/stat" 2>/dev/null) && set -- $stat
+        case $1 in ''|Z|X) ;; *) echo "$boot ${20}";; esac
     else
+        case $(ps -o stat= -p "$1" 2>/dev/null) in ''|Z*) return;; esac
         LC_ALL=C ps -o lstart= -p "$1" 2>/dev/null | sed 's/^ *//; s/ *$//'
     fi
 }
@@ -41,7 +43,7 @@ pid=$!
 printf '%s\\n%s\\n' "$pid" "$(began "$pid")" >"$record.new" && mv "$record.new" "$record"
 tries=0
 while [ $tries -lt 20 ]; do  # a wrong option shows at once
-    kill -0 "$pid" 2>/dev/null || { echo "state=failed"; tail -n 5 "$log" | sed 's/^/log=/'; exit 0; }
+    ours || { echo "state=failed"; tail -n 5 "$log" | sed 's/^/log=/'; exit 0; }
     tries=$((tries + 1)); sleep 0.1
 done
 echo "state=started"; echo "pid=$pid"
@@ -61,7 +63,12 @@ fi
 kill -TERM "$pid" 2>/dev/null
 tries=0
 while ours && [ $tries -lt 300 ]; do tries=$((tries + 1)); sleep 0.1; done
-if ours; then kill -KILL "$pid"; echo "state=killed"; else echo "state=stopped"; fi
+if ours; then
+    kill -KILL "$pid"; echo "state=killed"
+    while ours; do sleep 0.1; done
+else
+    echo "state=stopped"
+fi
 echo "pid=$pid"
 rm -f "$record"
 """
@@ -74,7 +81,10 @@ import sys
 if sys.version_info < (3, 11):
     print("old %d.%d" % sys.version_info[:2])
 else:
-    import fastapi, httpx, numpy, pydantic, uvicorn
+    from importlib.util import find_spec
+    absent = [name for name in ("fastapi", "httpx", "numpy", "pydantic", "uvicorn") if find_spec(name) is None]
+    if absent:
+        raise SystemExit("it lacks " + ", ".join(absent))
     from cluster.wire import API
     print("ok %d.%d.%d api %d" % (*sys.version_info[:3], API))
 PYTHON
@@ -154,8 +164,10 @@ WRONG = {
 def preflight_problems(host: HostConfig, found: dict[str, list[str]]) -> list[str]:
     """What has to be mended on a host before a worker can run there."""
     problems = [WRONG[what].format(host=host) for what in found.get("missing", ()) if what in WRONG]
-    python = found.get("python", ["ok"])[-1]
-    if python.startswith("old "):
+    python = found.get("python", ["it says nothing"])[-1]
+    if {"directory", "python"} & set(found.get("missing", ())):
+        pass  # said above
+    elif python.startswith("old "):
         problems.append(f"{host.python} is Python {python[4:]}; the worker needs 3.11 or later")
     elif not python.startswith("ok"):
         problems.append(

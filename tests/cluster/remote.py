@@ -66,7 +66,7 @@ def checkout(folder: Path) -> Path:
     return folder
 
 
-def host_entry(directory: Path, remote: Remote, **changes: Any) -> dict[str, Any]:
+def host_entry(directory: Path, remote: Remote, /, **changes: Any) -> dict[str, Any]:
     entry = {
         "host": "127.0.0.1",
         "user": getpass.getuser(),

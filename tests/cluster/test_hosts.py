@@ -100,7 +100,7 @@ def test_units() -> None:
     assert content["WorkingDirectory"] == host.directory
     unit = systemd_unit(host)
     [line] = [line for line in unit.splitlines() if line.startswith("ExecStart=")]
-    words = shlex.split(line.removeprefix("ExecStart=").replace("$$", "\\$").replace("%%", "%"))
+    words = shlex.split(line.removeprefix("ExecStart=").replace("$$", "$").replace("%%", "%"))
     assert words == command
     assert f"WorkingDirectory={host.directory}\n" in unit
 

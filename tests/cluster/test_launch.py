@@ -15,7 +15,7 @@ import pytest
 
 from cluster import launch
 from cluster.launch import main
-from cluster.remote_scripts import STOP
+from cluster.remote_scripts import START, STOP
 from tests.cluster.remote import (
     ROOT,
     SSHD,
@@ -31,13 +31,12 @@ ODD = 'it\'s a "place"; touch $HOME `id` & more'
 """A folder's name that a shell must never read."""
 
 
-@pytest.fixture(scope="module", params=["sshd", "simulated"])
-def remote(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Remote]:
+@pytest.fixture(scope="module")
+def remote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Remote]:
+    """A real sshd where there is one."""
     folder = tmp_path_factory.mktemp("remote") / "ssh"
-    if request.param == "simulated":
+    if SSHD is None:
         yield simulated_ssh(folder)
-    elif SSHD is None:
-        pytest.skip("there is no sshd here; the same is done through a simulated ssh")
     else:
         with real_sshd(folder) as found:
             yield found
@@ -69,7 +68,13 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path, remote: Remote, capsys: pytest.CaptureFixture[str]) -> Iterator[Place]:
+def place(
+    tmp_path: Path, remote: Remote, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Place]:
+    assert "-lt 20" in START
+    monkeypatch.setattr(
+        launch, "START", START.replace("-lt 20", "-lt 4")
+    )  # a simulated worker is there at once
     made = Place(tmp_path, remote, capsys)
     yield made
     made.run("down")
@@ -114,6 +119,17 @@ def test_a_worker_s_life(place: Place) -> None:
         ODD,
         "nodes.yaml",
     ]
+
+
+@needs_proc
+def test_the_same_without_a_connection(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Through the simulated ssh, where there is a real one too."""
+    made = Place(tmp_path, simulated_ssh(tmp_path / "ssh"), capsys)
+    assert made.run("up")[0] == 0
+    pid = made.pid
+    assert made.run("status") == (0, f"127.0.0.1: running, process {pid}\n")
+    assert made.run("down") == (0, f"127.0.0.1: stopped, process {pid}\n")
+    assert not lives(pid)
 
 
 @needs_proc
@@ -166,7 +182,8 @@ def test_a_worker_that_does_not_stop_is_killed(place: Place, monkeypatch: pytest
     assert not lives(pid)
 
 
-def test_a_worker_that_ends_at_once(place: Place) -> None:
+def test_a_worker_that_ends_at_once(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "START", START)
     place.describe(options=["--fail"])
     code, said = place.run("up")
     assert code == 1
@@ -174,32 +191,40 @@ def test_a_worker_that_ends_at_once(place: Place) -> None:
     assert "| error: --fail was asked for" in said
 
 
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"directory": "/nowhere"}, "no folder /nowhere"),
-        ({"python": "/nowhere/python"}, "no interpreter"),
-        ({"python": "/bin/false"}, "cannot run the worker"),
-        ({"engine": "vllm", "vllm": "/nowhere/vllm"}, "no executable /nowhere/vllm"),
-        ({"model": "/nowhere/model"}, "no config.json"),
-        ({"token_file": "none"}, "cannot be read"),
-        ({"token_file": "open-token"}, "chmod 600"),
-        ({"token_file": "empty-token"}, "is empty"),
-        ({"free_gb": 1e9}, "GB are free"),
-    ],
-)
-def test_nothing_is_started_before_all_is_well(changes: dict[str, Any], said: str, place: Place) -> None:
+PROBLEMS: list[tuple[dict[str, Any], str]] = [
+    ({}, ""),
+    ({"directory": "/nowhere"}, "no folder /nowhere"),
+    ({"python": "/nowhere/python"}, "no interpreter"),
+    ({"python": "/bin/false"}, "cannot run the worker"),
+    ({"engine": "vllm", "vllm": "/nowhere/vllm"}, "no executable /nowhere/vllm"),
+    ({"engine": "vllm", "vllm": "/bin/false"}, "does not have the package vllm"),
+    ({"model": "/nowhere/model"}, "no config.json"),
+    ({"token_file": "none"}, "cannot be read"),
+    ({"token_file": "open-token"}, "chmod 600"),
+    ({"token_file": "empty-token"}, "is empty"),
+    ({"free_gb": 1e9}, "GB are free"),
+]
+
+
+def test_nothing_is_started_before_all_is_well(place: Place) -> None:
     (place.directory / "open-token").write_text("x")
     (place.directory / "open-token").chmod(0o644)
     (place.directory / "empty-token").touch(0o600)
-    good = host_entry(place.directory, place.remote, name="good", listen="127.0.0.1:8701")
-    bad = host_entry(place.directory, place.remote, name="bad", **changes)
-    write_nodes(place.nodes, good, bad)
+    hosts = [
+        host_entry(place.directory, place.remote, name=f"h{number}", listen=f"127.0.0.1:{8700 + number}")
+        for number in range(len(PROBLEMS))
+    ]
+    write_nodes(place.nodes, *(host | change for host, (change, _) in zip(hosts, PROBLEMS, strict=True)))
     code, complaint = place.run("up")
     assert code == 2
-    assert complaint.startswith("error: nothing was started: bad: ")
-    assert said in complaint
     assert complaint.count("\n") == 1
+    found: dict[str, str] = {}
+    for problem in complaint.removeprefix("error: nothing was started: ").split("; and "):
+        name, _, text = problem.partition(": ")
+        found[name] = found.get(name, "") + text
+    for number, (_, said) in enumerate(PROBLEMS):
+        assert said in found.get(f"h{number}", "")
+    assert "h0" not in found
     assert not (place.directory / ".cluster").exists()
     place.describe()
 

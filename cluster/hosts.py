@@ -75,7 +75,7 @@ class HostConfig(Room):
         if match is None or not 0 < int(match["port"]) < 1 << 16:
             raise ValueError(f"listen {self.listen!r} is not ADDRESS:PORT; write 0.0.0.0:8700")
         if not self.directory.startswith("/"):
-            raise ValueError(f"directory {self.directory!r} must begin at the root: /Users/me/mlx_sumrl")
+            raise ValueError(f"directory {self.directory!r} must begin at the root: /opt/mlx_sumrl")
         for name in ("python", "model", "token_file"):
             if getattr(self, name).startswith(("-", "~")):
                 raise ValueError(f"{name} {getattr(self, name)!r} must begin at the root or in `directory`")

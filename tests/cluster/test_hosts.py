@@ -20,12 +20,12 @@ from mlx_sumrl.errors import UserError
 
 HOST: dict[str, Any] = {
     "host": "mini-2.local",
-    "directory": "/Users/me/mlx_sumrl",
+    "directory": "/opt/mlx_sumrl",
     "engine": "vllm-metal",
     "model": "models/qwen",
-    "vllm": "/Users/me/vllm/bin/vllm",
+    "vllm": "/opt/vllm/bin/vllm",
     "listen": "0.0.0.0:8700",
-    "token_file": "/Users/me/token",
+    "token_file": "/opt/token",
 }
 
 
@@ -35,7 +35,7 @@ def test_a_host_by_hand(tmp_path: Path) -> None:
     assert (host.title, host.listen_port) == ("mini-2.local", 8700)
     assert host.worker_command() == [
         *(".venv/bin/python", "-m", "cluster.worker", "--model", "models/qwen", "--engine", "vllm-metal"),
-        *("--vllm", "/Users/me/vllm/bin/vllm", "--listen", "0.0.0.0:8700", "--token-file", "/Users/me/token"),
+        *("--vllm", "/opt/vllm/bin/vllm", "--listen", "0.0.0.0:8700", "--token-file", "/opt/token"),
     ]
 
 
@@ -95,7 +95,7 @@ def test_units() -> None:
     host = HostConfig(**HOST | {"name": "a--b", "options": ("--dtype", 'odd "$HOME" 100% \\ <&>')})
     content = plistlib.loads(launchd_unit(host).encode())
     python, *rest = host.worker_command()
-    command = [f"/Users/me/mlx_sumrl/{python}", *rest]
+    command = [f"/opt/mlx_sumrl/{python}", *rest]
     assert content["ProgramArguments"] == ["/usr/bin/caffeinate", "-is", *command]
     assert content["WorkingDirectory"] == host.directory
     unit = systemd_unit(host)

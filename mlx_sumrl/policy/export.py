@@ -50,7 +50,7 @@ def export_adapter(policy: Policy, folder: str | Path) -> Path:
             "keys": list(lora.keys or ()),
         },
     }
-    with _whole_folder(Path(folder)) as path:
+    with whole_folder(Path(folder)) as path:
         mx.save_safetensors(str(path / "adapters.safetensors"), policy.weights())
         _write_json(path / "adapter_config.json", config)
     return Path(folder)
@@ -94,7 +94,7 @@ def export_peft(policy: Policy, folder: str | Path) -> Path:
         "use_rslora": False,
         "use_dora": False,
     }
-    with _whole_folder(Path(folder)) as path:
+    with whole_folder(Path(folder)) as path:
         mx.save_safetensors(str(path / "adapter_model.safetensors"), weights, metadata={"format": "pt"})
         _write_json(path / "adapter_config.json", config)
     return Path(folder)
@@ -108,16 +108,21 @@ def export_model(policy: Policy, folder: str | Path) -> Path:
     """
     weights = mlx_internals.fused_weights(policy.model)
     weights = mlx_internals.hugging_face_layout(weights, policy.config["model_type"])
-    with _whole_folder(Path(folder)) as path:
+    with whole_folder(Path(folder)) as path:
         mx.save_safetensors(str(path / "model.safetensors"), weights, metadata={"format": "pt"})
-        _write_json(
-            path / "config.json",
-            policy.config | dict.fromkeys(("dtype", "torch_dtype"), policy.options.dtype),
-        )
-        for name in TOKENIZER_FILES:
-            if (policy.folder / name).is_file():
-                shutil.copyfile(policy.folder / name, path / name)
+        write_beside_weights(policy, path)
     return Path(folder)
+
+
+def write_beside_weights(policy: Policy, folder: Path) -> None:
+    """Config, tokenizer, chat template and stop tokens: all that a model folder holds but the weights."""
+    _write_json(
+        folder / "config.json",
+        policy.config | dict.fromkeys(("dtype", "torch_dtype"), policy.options.dtype),
+    )
+    for name in TOKENIZER_FILES:
+        if (policy.folder / name).is_file():
+            shutil.copyfile(policy.folder / name, folder / name)
 
 
 def _lora(policy: Policy, what: str) -> Any:
@@ -133,7 +138,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _whole_folder(final: Path) -> Iterator[Path]:
+def whole_folder(final: Path) -> Iterator[Path]:
     """A folder to write in that takes its name, and the place of one that was there, only when all went well."""
     final.parent.mkdir(parents=True, exist_ok=True)
     unfinished = final.with_name(f".unfinished-{final.name}-{os.getpid()}")

@@ -15,6 +15,7 @@ import os
 import sys
 import uuid
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import httpx
@@ -35,6 +36,8 @@ from cluster.weight_store import Weights
 from cluster.wire import CompletionReply, Features, GenerateRequest
 
 BASE_NAME, ADAPTER_NAME = "policy", "policy-adapter"
+INSIDE = Path(__file__).with_name("inside_vllm")
+EXTENSION = "sumrl_vllm_worker.PolicyWeights"
 MOST_REQUESTS = 256
 """Prompts handed to vLLM at once; it batches them as it sees fit, and each is a connection."""
 FLOOR = -9999.0
@@ -65,6 +68,7 @@ class Vllm(Engine):
             *("--logprobs-mode", "processed_logprobs"),
             # Otherwise the model's own generation_config.json fills in a temperature and filters.
             *("--generation-config", "vllm"),
+            *(("--worker-extension-cls", EXTENSION) if self.kind == "vllm" else ()),
             *(("--dtype", options.dtype) if options.dtype else ()),
             *(("--max-model-len", str(options.max_model_len)) if options.max_model_len else ()),
             *options.extra,
@@ -72,6 +76,7 @@ class Vllm(Engine):
 
     def environment(self) -> Mapping[str, str]:
         return {
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(INSIDE), os.environ.get("PYTHONPATH")])),
             "VLLM_SERVER_DEV_MODE": "1",  # /collective_rpc and /reset_prefix_cache; loopback only, see base
             "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
             "VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1"),
@@ -154,7 +159,7 @@ class VllmClient(EngineClient):
         base = str((weights.folder if weights.kind == "full" else None) or self._engine.options.model)
         if base != self._base:
             self._base = ""
-            reload = {"method": "reload_weights", "kwargs": {"weights_path": base}}
+            reload = {"method": "load_policy", "kwargs": {"path": base}}  # see inside_vllm
             await self._post("/collective_rpc", reload, refusal=LoadError)
             self._base = base
         if weights.kind == "adapter":

@@ -87,7 +87,7 @@ class Handler(BaseHTTPRequestHandler):
             model.note(event="adapter", number=number, in_place=asked["load_inplace"])
             self.answer("ok")
         elif self.path == "/collective_rpc":
-            number = number_of(asked["kwargs"]["weights_path"])
+            number = number_of(asked["kwargs"]["path"])
             if number == REFUSED:
                 print("error: these weights are not taken", flush=True)
                 os._exit(1)

@@ -36,12 +36,14 @@ def free_port() -> int:
 class EngineProcess:
     """A running engine."""
 
-    def __init__(self, keeper: asyncio.subprocess.Process, pid: int, log: EngineLog, grace_s: float) -> None:
+    def __init__(
+        self, keeper: asyncio.subprocess.Process, pid: int, reading: asyncio.Task[None], grace_s: float
+    ) -> None:
         self.pid = pid
         """Of the engine itself, and of its process group."""
         self._keeper = keeper
         self._grace_s = grace_s
-        self._reading = asyncio.create_task(_keep_output(keeper, log))
+        self._reading = reading
 
     @classmethod
     async def start(
@@ -55,22 +57,28 @@ class EngineProcess:
 
         Raises OSError, with the reason in the log, where the program cannot be run.
         """
-        keeper = await asyncio.create_subprocess_exec(
-            # Isolated, and without site: no package of the engine's or the user's has a say, and it starts quickly.
-            *(sys.executable, "-I", "-S", str(KEEPER), str(grace_s), *command),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C in a terminal is the worker's to answer
-            env={**os.environ, **environment},
-        )
+        # A pipe of its own: asyncio takes a process for running while a child of its child holds one of its pipes.
+        output, input_ = os.pipe()
+        try:
+            reading = asyncio.create_task(_keep_output(output, log))
+            keeper = await asyncio.create_subprocess_exec(
+                # Isolated, and without site: no package of the engine's or the user's has a say, and it starts quickly.
+                *(sys.executable, "-I", "-S", str(KEEPER), str(grace_s), *command),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=input_,
+                start_new_session=True,  # Ctrl-C in a terminal is the worker's to answer
+                env={**os.environ, **environment},
+            )
+        finally:
+            os.close(input_)
         assert keeper.stdout is not None
         told = await keeper.stdout.readline()
         if not told.strip().isdigit():
-            await _keep_output(keeper, log)
             await keeper.wait()
+            await reading
             raise OSError(log.last_words() or f"{command[0]} cannot be started")
-        return cls(keeper, int(told), log, grace_s)
+        return cls(keeper, int(told), reading, grace_s)
 
     @property
     def running(self) -> bool:
@@ -82,9 +90,8 @@ class EngineProcess:
         code = await self._keeper.wait()
         if code < 0:  # killed itself, so it could not end the engine's children; the number is still theirs
             self._kill_group()
-        with contextlib.suppress(
-            TimeoutError
-        ):  # a process that left the group may hold the pipe open for ever
+        # A process that left the group may hold the pipe open for ever.
+        with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(asyncio.shield(self._reading), 2.0)
         self._reading.cancel()
         return code
@@ -105,15 +112,22 @@ class EngineProcess:
             os.killpg(self.pid, signal.SIGKILL)
 
 
-async def _keep_output(keeper: asyncio.subprocess.Process, log: EngineLog) -> None:
-    assert keeper.stderr is not None
+async def _keep_output(output: int, log: EngineLog) -> None:
+    """Lines from the reading end of a pipe to the log, until nobody holds the writing end."""
+    reader = asyncio.StreamReader()
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(output, "rb", 0)
+    )
     rest = b""
-    while piece := await keeper.stderr.read(LINE):
-        *lines, rest = (rest + piece).split(b"\n")
-        for line in lines:
-            log.write(line + b"\n")
-        if len(rest) > LINE:
+    try:
+        while piece := await reader.read(LINE):
+            *lines, rest = (rest + piece).split(b"\n")
+            for line in lines:
+                log.write(line + b"\n")
+            if len(rest) > LINE:
+                log.write(rest + b"\n")
+                rest = b""
+        if rest:
             log.write(rest + b"\n")
-            rest = b""
-    if rest:
-        log.write(rest + b"\n")
+    finally:
+        transport.close()

@@ -37,6 +37,7 @@ from mlx_sumrl.errors import UserError
 
 DEFAULT_LISTEN = "127.0.0.1:8700"
 DEFAULT_MAX_RANK = 32
+BACKLOG = 1024
 DEFAULT_MAX_WEIGHTS_GIB = 32.0
 DESCRIPTION = """Sample completions for a trainer on another machine.
 
@@ -274,6 +275,7 @@ def bound(host: str, port: int) -> socket.socket:
         found = socket.socket(family[0], socket.SOCK_STREAM)
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind(family[4])
+        found.listen(BACKLOG)  # whoever reads the port in the log can connect
     except OSError as error:
         raise UserError(
             f"--listen {host}:{port} cannot be had ({error.strerror}); choose another address or port"

@@ -208,7 +208,8 @@ HARMFUL = {
     "no JSON": b"{",
     "deep": b"[" * 200_000,
     "a long number": b'{"seed": ' + b"9" * 10_000 + b"}",
-    "NaN": b'{"request_id":"x","prompts":[[1]],"group_size":1,"draw":{"max_tokens":4,"temperature":NaN},"seed":1,"stop_ids":[]}',
+    "NaN": b'{"request_id":"x","prompts":[[1]],"group_size":1,"draw":{"max_tokens":4,"temperature":NaN},'
+    b'"seed":1,"stop_ids":[]}',
     "surrogate": b'{"request_id":"\\ud800","prompts":[[1]]}',
     "surrogate key": b'{"\\ud800": 1}',
     "not UTF-8": b'{"request_id": "\xff"}',

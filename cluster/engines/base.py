@@ -25,6 +25,7 @@ CONNECT_S = 5.0
 """To connect on loopback; answers may take as long as they do, since sampling does."""
 PROBE_S = 10.0
 """For an engine to say that it is well."""
+NOT_VALID = (400, 422)
 ROUNDING = 1e-3
 """A log-probability may lie this much above 0: a float32 sum over a large vocabulary does."""
 
@@ -133,11 +134,17 @@ class EngineClient(ABC):
         await self._http.aclose()
 
     async def _post(self, path: str, content: Any, *, refusal: type[Exception] = EngineError) -> Any:
-        """The JSON that comes back; ``refusal`` for a status that is not 200, `EngineError` for no answer."""
+        """The JSON that comes back.
+
+        Raises `EngineError` for no answer, ``refusal`` for a status that is not 200, and `Refusal` 422 where it is
+        the request that the engine finds fault with, as an id beyond its vocabulary.
+        """
         try:
             response = await self._http.post(path, json=content)
         except httpx.HTTPError as error:
             raise EngineError(f"the engine broke off {path} ({type(error).__name__})") from None
+        if response.status_code in NOT_VALID and refusal is EngineError:
+            raise not_valid(f"the engine refuses the request: {response.text[:300]}")
         if response.status_code != 200:
             raise refusal(f"the engine answered {path} with {response.status_code}: {response.text[:500]}")
         return self._json(path, response)

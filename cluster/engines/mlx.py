@@ -59,6 +59,14 @@ class Mlx(Engine):
 class MlxClient(EngineClient):
     """One such process."""
 
+    async def healthy(self) -> bool:
+        """It answers before its model is loaded, and after whole weights that broke off, but is then not ready."""
+        try:
+            health = await self._get("/health")
+        except EngineError:
+            return False
+        return isinstance(health, dict) and health.get("ready") is True
+
     async def probe(self) -> Probe:
         health = await self._get("/health")
         try:

@@ -31,7 +31,7 @@ from cluster.engines.base import (
     checked_completion,
     checked_scores,
 )
-from cluster.refusal import not_valid
+from cluster.refusal import Refusal, not_valid
 from cluster.weight_store import Weights
 from cluster.wire import CompletionReply, Features, GenerateRequest
 
@@ -221,7 +221,7 @@ class VllmClient(EngineClient):
         """Whether it gives the log-probabilities of a prompt."""
         try:
             await self.score([0, 1, 0])
-        except EngineError:
+        except (EngineError, Refusal):
             return False
         return True
 

@@ -148,9 +148,12 @@ class Worker:
         found: dict[str, Any] = until(there, f"{state} after {restarts} restarts", patience_s)
         return found
 
-    def publish(self, version: int, files: dict[str, bytes], kind: str = "adapter") -> httpx.Response:
+    def publish(
+        self, version: int, files: dict[str, bytes], kind: str = "adapter", **more: Any
+    ) -> httpx.Response:
         """Announce, send, complete; the last answer, or the first that is not 200."""
         manifest = {
+            **more,
             "kind": kind,
             "files": {
                 name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}

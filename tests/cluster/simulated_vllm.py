@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 DIES, HANGS, WAITS, LIES, TALKS_NONSENSE = 900, 901, 902, 903, 904
+VOCABULARY = 1000
 """First ids of a prompt: ends the process; never answers; answers after /release; says a wrong count; no JSON."""
 REFUSED = 77.0
 """The number of weights that it does not take; whole ones end it, as they do vLLM."""
@@ -107,6 +108,9 @@ class Handler(BaseHTTPRequestHandler):
         value = -(model.base + (model.adapter if asked["model"] != "policy" else 0.0))
         if asked["model"] not in model.names:
             self.answer({"error": {"message": "no such model"}}, 404)
+            return
+        if max(prompt) >= VOCABULARY:
+            self.answer({"error": {"message": "Token id is out of vocabulary"}}, 400)
             return
         if prompt[0] in (DIES, HANGS, WAITS):
             model.note(event="asked", first=prompt[0])

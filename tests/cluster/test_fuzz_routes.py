@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
+from schemathesis import GenerationMode
+from schemathesis.specs.openapi.checks import response_schema_conformance
 
 from cluster.bearer import Bearer
 from cluster.engine_log import EngineLog
@@ -60,22 +62,44 @@ def schema(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return schemathesis.openapi.from_dict(openapi(tmp_path_factory.mktemp("page")))
 
 
-loaded = schemathesis.pytest.from_fixture("schema")
+PLAIN = [("get", "/info"), ("get", "/health"), ("get", "/metrics")]
+"""Nothing about these can be broken."""
+ROUTES = [
+    *(("post", "/generate"), ("post", "/score"), ("post", "/activate"), ("post", "/weights/{version}")),
+    *(("put", "/weights/{version}/{file}"), ("post", "/weights/{version}/complete")),
+]
 
 
-@loaded.parametrize()
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
-def test_no_request_makes_it_fail(case: Any, simulated: Simulation) -> None:
-    worker = simulated.worker
-    answer = case.call(
-        base_url=f"http://127.0.0.1:{worker.port}",
-        headers={"Authorization": worker.http.headers["Authorization"]},
-    )
-    assert answer.status_code < 500 or answer.status_code == 503, answer.text
-    if answer.status_code >= 400:
-        Problem.model_validate_json(answer.content)
-    else:
-        case.validate_response(answer, checks=[schemathesis.checks.response_schema_conformance])
+@pytest.mark.parametrize(
+    ("method", "route", "mode"),
+    [
+        *((*route, GenerationMode.POSITIVE) for route in PLAIN),
+        *((*route, mode) for route in ROUTES for mode in GenerationMode),
+    ],
+)
+def test_no_request_makes_it_fail(
+    schema: Any, simulated: Simulation, method: str, route: str, mode: GenerationMode
+) -> None:
+    """Requests that the page allows, and such as break it in one place."""
+    worker, operation = simulated.worker, schema["/v1" + route][method]
+    statuses = set()
+
+    @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @given(operation.as_strategy(generation_mode=mode))
+    def fuzz(case: Any) -> None:
+        answer = case.call(
+            base_url=f"http://127.0.0.1:{worker.port}",
+            headers={"Authorization": worker.http.headers["Authorization"]},
+        )
+        statuses.add(answer.status_code)
+        assert answer.status_code < 500 or answer.status_code == 503, answer.text
+        if answer.status_code >= 400:
+            Problem.model_validate_json(answer.content)
+        else:
+            case.validate_response(answer, checks=[response_schema_conformance])
+
+    fuzz()
+    assert statuses
 
 
 def test_it_still_works_afterwards(simulated: Simulation) -> None:

@@ -181,6 +181,11 @@ def test_a_seed_gives_one_answer_and_another_seed_another(worker: Worker) -> Non
     assert len({tuple(one) for one in ids[0]}) > 1
 
 
+def test_an_id_beyond_the_vocabulary_is_the_request_s_fault(worker: Worker) -> None:
+    assert worker.generate([5, 1 << 20]).status_code == 422
+    assert worker.generate([5] * 500, draw={"max_tokens": 13}).status_code == 422
+
+
 def test_only_the_request_s_tokens_stop(worker: Worker) -> None:
     reply = sample(worker, stop_ids=[], draw={"max_tokens": 48})
     ends = {

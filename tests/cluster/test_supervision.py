@@ -21,7 +21,7 @@ from tests.cluster.running_worker import (
     simulation,
     until,
 )
-from tests.cluster.simulated_vllm import DIES, HANGS, LIES, REFUSED, TALKS_NONSENSE, WAITS
+from tests.cluster.simulated_vllm import DIES, HANGS, LIES, REFUSED, TALKS_NONSENSE, VOCABULARY, WAITS
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +118,12 @@ def test_a_request_longer_than_the_engine_takes_is_refused(simulated: Simulation
     assert answer.status_code == 422
     assert "300" in answer.json()["error"]
     assert simulated.worker.post("/score", {"token_ids": [1] * 256}).status_code == 422
+
+
+def test_what_the_engine_finds_fault_with_is_the_request_s_fault(simulated: Simulation) -> None:
+    answer = simulated.worker.generate([5, 6], [5, VOCABULARY])
+    assert answer.status_code == 422
+    assert "out of vocabulary" in answer.json()["error"]
 
 
 @pytest.mark.parametrize("first", [LIES, TALKS_NONSENSE])

@@ -87,9 +87,19 @@ class Bearer:
         self.failed_logins = 0
         """Wrong tokens so far, those not listened to included."""
 
-    def check(self, authorization: bytes | None, address: str) -> None:
-        """Raises `Refusal` 401 without the token, 429 after too many wrong ones from this address."""
+    def check(
+        self,
+        authorization: bytes | None,
+        address: str,
+        host: bytes | None = b"localhost",
+        origin: bytes | None = None,
+    ) -> None:
+        """Raises `Refusal` 401 without the token, 429 after too many wrong ones from this address.
+
+        403 where there is no token and the request may be a web page's; ``host`` and ``origin`` are its headers.
+        """
         if self._expected is None:
+            _check_no_browser(host, origin)
             return
         if authorization is None:  # not a guess: nothing is learnt from it, so it is not counted
             raise Refusal(401, "this worker asks for a token: Authorization: Bearer ...", CHALLENGE)
@@ -145,6 +155,14 @@ def network_of(address: str) -> str:
             return str(ip.ipv4_mapped)
         return str(ipaddress.ip_network((ip, 64), strict=False))
     return str(ip)
+
+
+def _check_no_browser(host: bytes | None, origin: bytes | None) -> None:
+    """On loopback without a token, any web page that is open on this machine could ask, by a name of its own too."""
+    name = (host or b"").decode("latin-1")
+    name = name[1 : name.find("]")] if name.startswith("[") else name.partition(":")[0]
+    if origin is not None or not is_loopback(name):
+        raise Refusal(403, "without --token-file this worker answers programs on its own machine only")
 
 
 def _hash(token: bytes) -> bytes:

@@ -67,7 +67,12 @@ class FrontDoor:
         body = _Body(receive, self._limits, json=not _is_file(scope), empty=not _has_body(scope))
         answer = _Answer(send, body)
         try:
-            self._bearer.check(_header(scope, b"authorization"), _address(scope))
+            self._bearer.check(
+                _header(scope, b"authorization"),
+                _address(scope),
+                _header(scope, b"host"),
+                _header(scope, b"origin"),
+            )
             body.check_length(content_length(scope))
             await self._app(scope, body.receive, answer.send)
         except Refusal as refusal:

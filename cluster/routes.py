@@ -43,7 +43,7 @@ from cluster.worker_metrics import WorkerMetrics
 Reply = TypeVar("Reply", bound=Message)
 VersionInPath = Annotated[Version, Path()]
 REFUSALS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Problem} for status in (400, 401, 404, 405, 408, 409, 413, 422, 429, 503)
+    status: {"model": Problem} for status in (400, 401, 403, 404, 405, 408, 409, 413, 422, 429, 503)
 }
 
 

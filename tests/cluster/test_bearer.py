@@ -106,6 +106,28 @@ def test_loopback_does_not(host: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("host", "origin", "let_in"),
+    [
+        (b"127.0.0.1:8700", None, True),
+        (b"localhost:8700", None, True),
+        (b"[::1]:8700", None, True),
+        (b"rebound.example:8700", None, False),
+        (None, None, False),
+        (b"127.0.0.1:8700", b"https://page.example", False),
+    ],
+)
+def test_without_a_token_no_web_page_is_let_in(
+    host: bytes | None, origin: bytes | None, let_in: bool
+) -> None:
+    if let_in:
+        Bearer(None).check(None, "127.0.0.1", host, origin)
+    else:
+        with pytest.raises(Refusal) as found:
+            Bearer(None).check(None, "127.0.0.1", host, origin)
+        assert found.value.status == 403
+
+
+@pytest.mark.parametrize(
     ("content", "says"),
     [
         (b"", "0 characters"),

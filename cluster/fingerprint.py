@@ -56,6 +56,10 @@ def config_fingerprint(folder: Path) -> str:
     shape = {key: config[key] for key in SHAPE_KEYS if config.get(key) is not None}
     # Hugging Face's configs leave out what equals the class's default, and False is that of a tied head for most.
     shape["tie_word_embeddings"] = bool(shape.get("tie_word_embeddings", False))
+    heads, width = shape.get("num_attention_heads"), shape.get("hidden_size")
+    if isinstance(heads, int) and isinstance(width, int) and heads > 0:
+        shape.setdefault("head_dim", width // heads)
+        shape.setdefault("num_key_value_heads", heads)
     text = json.dumps(shape, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 

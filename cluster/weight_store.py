@@ -163,6 +163,12 @@ class WeightStore:
         arriving.taking_in = True
         try:
             weights = await asyncio.to_thread(self._take_in, version, arriving)
+        except OSError as error:
+            self._arriving.pop(version, None)
+            shutil.rmtree(arriving.folder, ignore_errors=True)
+            raise not_now(
+                f"version {version} cannot be kept on the worker's disk ({error.strerror}); announce it again"
+            ) from None
         except BaseException:
             self._arriving.pop(version, None)  # what failed its check is not worth keeping
             shutil.rmtree(arriving.folder, ignore_errors=True)

@@ -166,6 +166,10 @@ def options_from(arguments: argparse.Namespace, folder: Path) -> WorkerOptions:
         log.warning("other users of this machine can read %s; chmod 600 it", arguments.token_file)
     if arguments.max_weights_gib <= 0 or arguments.max_lora_rank < 1 or (arguments.max_model_len or 1) < 1:
         raise UserError("--max-weights-gib, --max-lora-rank and --max-model-len must be above 0")
+    if arguments.engine == "mlx" and (arguments.dtype == "float16" or arguments.max_model_len is not None):
+        raise UserError(
+            "--engine mlx knows --dtype float32 and bfloat16, and no --max-model-len; leave it out"
+        )
     model = Path(arguments.model)
     if not model.is_dir():
         raise UserError(

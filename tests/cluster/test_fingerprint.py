@@ -39,6 +39,7 @@ def folder(path: Path, tokenizer: str = "{}", **changes: Any) -> Path:
         {"dtype": "float32"},
         {"transformers_version": "5.0"},
         {"head_dim": None},
+        {"head_dim": 4},
         {"_name_or_path": "elsewhere"},
     ],
 )

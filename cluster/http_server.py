@@ -16,6 +16,8 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from cluster.front_door import problem
+
 HEADER_S = 10.0
 KEEP_ALIVE_S = 75
 """An idle connection is kept this long: longer than the trainer's client keeps it, so that it is the one to close."""
@@ -48,6 +50,18 @@ class TimedHeaders(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
         super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        """As uvicorn's, but a `Problem` like every other error."""
+        body = problem("this is no HTTP request that can be read; see cluster/wire.py")
+        headers = [
+            *(("Content-Type", "application/json"), ("Content-Length", str(len(body)))),
+            ("Connection", "close"),
+        ]
+        head = h11.Response(status_code=400, headers=headers, reason=b"Bad Request")
+        for event in (head, h11.Data(data=body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
     def _arm(self) -> None:
         if self._timer is None:

@@ -55,7 +55,7 @@ class Supervision:
         """What is sampled from, or will be once the engine is up."""
         self.restarts = 0
         self.probe: Probe | None = None
-        """Of the latest engine process; None until there was one."""
+        """Of the first engine process; None until there was one."""
         self.process: EngineProcess | None = None
         self._log = engine_log
         self._pace = pace or Pace()
@@ -212,7 +212,10 @@ class Supervision:
                 if ended.done():
                     return False
             healthy = time.monotonic()
-            self.probe = await client.probe()
+            if (
+                self.probe is None
+            ):  # the same program as before can do the same; its first answers take seconds
+                self.probe = await client.probe()
             async with self._loading:
                 if client.weights != self.active:
                     await client.load(self.active)

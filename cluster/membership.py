@@ -135,7 +135,9 @@ class Membership:
     async def _attend(self, member: Member) -> None:
         """One round: look into a failure, bring a new version, or ask for its health."""
         with suppress(TimeoutError):
-            await asyncio.wait_for(member.wake.wait(), self.nodes.heartbeat_s)
+            # Not wait_for: Python 3.11's drops a cancellation that comes with the event.
+            async with asyncio.timeout(self.nodes.heartbeat_s):
+                await member.wake.wait()
         member.wake.clear()
         if member.in_a_row >= self.nodes.evict_after:
             raise WorkerError(member.last_error.removesuffix(EVICTED) + EVICTED)
@@ -167,7 +169,8 @@ class Membership:
         await self.publisher.send(member.client, publication, bases, idle=idle)
         member.close_gate(self._now())
         with suppress(TimeoutError):  # what takes longer is cut off by the worker
-            await asyncio.wait_for(member.idle.wait(), self.nodes.abort_after_s)
+            async with asyncio.timeout(self.nodes.abort_after_s):
+                await member.idle.wait()
         await member.client.activate(publication.version)
         member.version = publication.version
         await self.publisher.check(member.client, member.info.features, publication)

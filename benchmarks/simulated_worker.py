@@ -50,6 +50,8 @@ VOCABULARY = 1000
 WEIGHTS = "adapter_model.safetensors"
 STARTED_WITH = 0.5
 """The "weights" of version 0."""
+LATE_S = 0.02
+"""A busy machine wakes a sleeper so much too late."""
 Fault = Literal[
     "error", "unavailable", "conflict", "hang", "close", "truncate", "ids", "count", "groups", "nan", "positive",
     "short", "version", "prompt", "swap", "stop", "request", "garbage", "late",
@@ -104,6 +106,7 @@ class SimulatedWorker:
         """Close the connection after so many bodies of weight files, once."""
         self._manifests: dict[int, Manifest] = {}
         self._files: dict[int, dict[str, bytes]] = {}
+        self._turn = asyncio.Lock()
         self._free_at = 0.0
 
     def restart(self) -> None:
@@ -236,14 +239,16 @@ class SimulatedWorker:
         return GenerateReply(request_id=request.request_id, policy_version=self.version, groups=tuple(groups))
 
     async def _work(self, request: GenerateRequest, reply: GenerateReply) -> None:
-        now, rate = asyncio.get_running_loop().time(), self.behaviour.tokens_per_second
-        end = now + self.behaviour.latency_s
+        clock, rate = asyncio.get_running_loop().time, self.behaviour.tokens_per_second
+        end = clock() + self.behaviour.latency_s
         if rate is not None:
             tokens = sum(len(one.token_ids) for group in reply.groups for one in group.completions)
-            self._free_at = max(now, self._free_at) + tokens / rate
-            end = max(end, self._free_at)
-        if end > now:
-            await asyncio.sleep(end - now)
+            async with self._turn:  # a request that is cancelled leaves the queue
+                # A sleep that was too long is made up for: the speed holds over many requests.
+                own = max(clock() - LATE_S, self._free_at) + tokens / rate
+                await asyncio.sleep(own - clock())
+                self._free_at = own
+        await asyncio.sleep(end - clock())
 
     async def _faulty(self, fault: Fault, reply: GenerateReply) -> Answer:
         if fault == "error":

@@ -15,6 +15,7 @@ from typing import TypeVar
 import httpx
 from pydantic import BaseModel, ValidationError
 
+from cluster.connections import Connections
 from cluster.nodes import NodesConfig, WorkerNode, token_of
 from cluster.replies import complaint_about, complaint_about_score
 from cluster.wire import (
@@ -77,10 +78,8 @@ class WorkerClient:
         self._http = httpx.AsyncClient(
             base_url=worker.url + PREFIX,
             headers={"Authorization": f"Bearer {token}"} if token else {},
-            # Making a context reads all certificates, for plain HTTP in vain, once for each worker.
-            verify=ssl.create_default_context() if encrypted else False,
+            transport=Connections(worker.url, ssl.create_default_context() if encrypted else None),
             timeout=httpx.Timeout(None, connect=nodes.connect_timeout_s),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
             trust_env=False,  # a proxy of the environment is no way to a machine on the same network
         )
 

@@ -127,18 +127,19 @@ class Pool:
     # From pending to planned, from planned to asked.
 
     def _hand_out(self, members: Iterable[Member]) -> None:
+        asked = dict.fromkeys(members)
         for batch in self._batches:
             if batch.pending:
-                self._plan(batch)
-        for member in members:
+                asked |= dict.fromkeys(self._plan(batch))
+        for member in asked:
             self._ask(member)
 
-    def _plan(self, batch: Batch) -> None:
+    def _plan(self, batch: Batch) -> list[Member]:
         """Every pending place to the member that should be done with it first, whether it is open yet or not."""
         now, tokens = self._now(), self._tokens(batch)
         live = [one for one in self.members if one.live]
         if not live:
-            return
+            return []
         places, batch.pending = sorted(batch.pending), []
         speeds = speeds_of([one.throughput for one in live])
         ends = [
@@ -151,6 +152,7 @@ class Pool:
                 others = [other for other in range(len(live)) if other != index]
                 chosen = live[min(others, key=lambda other: ends[other] + tokens / speeds[other])]
             chosen.queue.append((batch, place))
+        return live
 
     def _ask(self, member: Member) -> None:
         """As much of what is planned for it as it takes at once."""

@@ -162,6 +162,7 @@ class ClusterSampler:
                 self._do(self._pool.close())
         finally:
             self._pool = None
+            self._do(self._loop.shutdown_default_executor())
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._loop.close()

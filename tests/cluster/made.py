@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -132,3 +133,11 @@ def check_account(sampler: ClusterSampler, delivered: int) -> dict[str, float]:
     assert report["cluster/delivered"] == delivered
     assert report["cluster/lost"] == 0
     return report
+
+
+def until(reached: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Waits for what another thread does; fails when it does not come."""
+    end = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.005)

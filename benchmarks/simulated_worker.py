@@ -104,6 +104,10 @@ class SimulatedWorker:
         self.most_running_at_activation = 0
         self.cut_off_after: int | None = None
         """Close the connection after so many bodies of weight files, once."""
+        self.receive_gate = asyncio.Event()
+        """Files are taken in only while it is set."""
+        self.receive_gate.set()
+        self.receiving = 0
         self._manifests: dict[int, Manifest] = {}
         self._files: dict[int, dict[str, bytes]] = {}
         self._turn = asyncio.Lock()
@@ -114,6 +118,10 @@ class SimulatedWorker:
         self.version, self.weights = 0, {0: STARTED_WITH}
         self._manifests.clear()
         self._files.clear()
+
+    def forget_manifests(self) -> None:
+        """As if all that is held had come from another run."""
+        self._manifests.clear()
 
     async def answer(self, request: Request) -> Answer:
         """Of any route."""
@@ -138,6 +146,9 @@ class SimulatedWorker:
             case "POST", ["weights", version, "complete"]:
                 return self._completed(int(version))
             case "PUT", ["weights", version, name]:
+                self.receiving += 1
+                await self.receive_gate.wait()
+                self.receiving -= 1
                 return self._received(int(version), name, request.body)
             case "POST", ["activate"]:
                 return await self._activate(ActivateRequest.model_validate_json(request.body))
@@ -336,6 +347,14 @@ class SimulatedWorkers:
     def do(self, work: Coroutine[Any, Any, T]) -> T:
         """Run this where the workers are."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def call(self, work: Callable[[], T]) -> T:
+        """Call this where the workers are."""
+
+        async def called() -> T:
+            return work()
+
+        return self.do(called())
 
     def down(self, place: int) -> None:
         """Take a worker off the network, its connections cut."""

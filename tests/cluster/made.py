@@ -87,7 +87,9 @@ def examples(count: int, first: int = 0) -> list[Example]:
     ]
 
 
-def sampler_for(urls: Sequence[str], folder: Path, snapshots: Snapshots | None = None, **options: Any) -> ClusterSampler:
+def sampler_for(
+    urls: Sequence[str], folder: Path, snapshots: Snapshots | None = None, **options: Any
+) -> ClusterSampler:
     nodes = NodesConfig.model_validate(
         {"workers": [{"url": url, "name": f"w{place}"} for place, url in enumerate(urls)], **QUICK, **options}
     )
@@ -106,9 +108,10 @@ def sampler_for(urls: Sequence[str], folder: Path, snapshots: Snapshots | None =
 def cluster(
     folder: Path, *behaviours: Behaviour, snapshots: Snapshots | None = None, **options: Any
 ) -> Iterator[tuple[ClusterSampler, SimulatedWorkers]]:
-    with SimulatedWorkers(*behaviours) as simulated, sampler_for(
-        simulated.urls, folder, snapshots, **options
-    ) as sampler:
+    with (
+        SimulatedWorkers(*behaviours) as simulated,
+        sampler_for(simulated.urls, folder, snapshots, **options) as sampler,
+    ):
         yield sampler, simulated
 
 

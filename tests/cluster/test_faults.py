@@ -83,9 +83,10 @@ def test_exactly_once_under_faults(
     behaviours = [Behaviour(faults=deque(one), batch=batch, late_s=0.05) for one in faults]
     folder = Path(tempfile.mkdtemp())
     try:
-        with cluster(
-            folder, *behaviours, request_timeout_s=0.3, hedge=hedge, max_staleness=staleness
-        ) as (sampler, _):
+        with cluster(folder, *behaviours, request_timeout_s=0.3, hedge=hedge, max_staleness=staleness) as (
+            sampler,
+            _,
+        ):
             steps = 3
             for step in range(steps):
                 sampler.publish(step)

@@ -48,7 +48,10 @@ def test_no_prompts_are_no_request(tmp_path: Path) -> None:
 
 def test_a_new_version_is_sent_activated_and_sampled_from(tmp_path: Path) -> None:
     snapshots = Snapshots(tmp_path)
-    with cluster(tmp_path, Behaviour(), Behaviour(), snapshots=snapshots, max_staleness=0) as (sampler, simulated):
+    with cluster(tmp_path, Behaviour(), Behaviour(), snapshots=snapshots, max_staleness=0) as (
+        sampler,
+        simulated,
+    ):
         for version in range(4):
             sampler.publish(version)
             sampler.publish(version)  # as at the beginning of a stage: nothing new
@@ -208,11 +211,16 @@ def test_versions_that_grow_by_two_a_step_are_published_in_time(tmp_path: Path) 
 def test_a_worker_of_another_model_stops_it_before_any_training(tmp_path: Path) -> None:
     other = ModelFingerprint(config="a" * 64, tokenizer="c" * 64)
     with (
-        pytest.raises(UserError, match=r"worker w1 .*another tokenizer than the trainer's; start it with the same"),
+        pytest.raises(
+            UserError, match=r"worker w1 .*another tokenizer than the trainer's; start it with the same"
+        ),
         cluster(tmp_path, Behaviour(), Behaviour(fingerprint=other)),
     ):
         pass
-    with pytest.raises(UserError, match="version 9 of the API, this trainer 1"), cluster(tmp_path, Behaviour(api=9)):
+    with (
+        pytest.raises(UserError, match="version 9 of the API, this trainer 1"),
+        cluster(tmp_path, Behaviour(api=9)),
+    ):
         pass
 
 
@@ -243,7 +251,9 @@ def test_what_an_engine_cannot_do_is_said_at_once(tmp_path: Path) -> None:
 def test_no_worker_at_the_start(tmp_path: Path) -> None:
     with SimulatedWorkers(Behaviour()) as simulated:
         simulated.down(0)
-        with pytest.raises(NoSamplerError, match=r"no worker answers after 0\.2 s: w0 \(http://127.*cannot be reached"):
+        with pytest.raises(
+            NoSamplerError, match=r"no worker answers after 0\.2 s: w0 \(http://127.*cannot be reached"
+        ):
             sampler_for(simulated.urls, tmp_path, wait_for_workers_s=0.2)
 
 

@@ -52,6 +52,7 @@ STARTED_WITH = 0.5
 """The "weights" of version 0."""
 LATE_S = 0.02
 """A busy machine wakes a sleeper so much too late."""
+State = Literal["ready", "starting", "activating"]
 Fault = Literal[
     "error", "unavailable", "conflict", "hang", "close", "truncate", "ids", "count", "groups", "nan", "positive",
     "short", "version", "prompt", "swap", "stop", "request", "garbage", "late",
@@ -94,6 +95,7 @@ class SimulatedWorker:
 
     def __init__(self, behaviour: Behaviour | None = None) -> None:
         self.behaviour = behaviour or Behaviour()
+        self.state: State = "ready"
         self.version = 0
         self.weights = {0: STARTED_WITH}
         self.requests: list[GenerateRequest] = []
@@ -101,6 +103,7 @@ class SimulatedWorker:
         self.activations: list[int] = []
         self.files_received = 0
         self.running = 0
+        self.most_running = 0
         self.most_running_at_activation = 0
         self.cut_off_after: int | None = None
         """Close the connection after so many bodies of weight files, once."""
@@ -132,7 +135,7 @@ class SimulatedWorker:
             case "GET", ["info"]:
                 return _ok(self._info())
             case "GET", ["health"]:
-                state: Literal["ready", "starting"] = "ready" if self.behaviour.ready else "starting"
+                state: State = self.state if self.behaviour.ready else "starting"
                 return _ok(Health(state=state, policy_version=self.version, restarts=0, seconds_in_state=0.0))
             case "POST", ["generate"]:
                 return await self._generate(GenerateRequest.model_validate_json(request.body))
@@ -211,7 +214,11 @@ class SimulatedWorker:
             return _problem(404, f"version {request.version} is not here")
         self.most_running_at_activation = max(self.most_running_at_activation, self.running)
         if self.behaviour.activate_s:
-            await asyncio.sleep(self.behaviour.activate_s)
+            self.state = "activating"
+            try:
+                await asyncio.sleep(self.behaviour.activate_s)
+            finally:
+                self.state = "ready"
         self.version = request.version
         self.activations.append(request.version)
         return _ok(Activated(version=self.version, seconds=0.0, aborted=0))
@@ -222,6 +229,7 @@ class SimulatedWorker:
         if request.policy_version not in (None, self.version):
             return _problem(409, f"version {self.version} is active")
         self.running += 1
+        self.most_running = max(self.most_running, self.running)
         try:
             reply = self._groups(request)
             await self._work(request, reply)

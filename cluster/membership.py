@@ -182,18 +182,26 @@ class Membership:
         self._open(member)
 
     async def _while_healthy(self, member: Member, work: Coroutine[Any, Any, None]) -> None:
-        """Do this, but not for longer than the worker answers at all: a cut line must not cost a long time-out."""
+        """Do this, but not for longer than the worker answers at all: a cut line must not cost a long time-out.
+
+        Nor may a line that was cut for a moment: a worker that is back, and still says nothing and takes nothing,
+        has lost the request or we have lost the reply.
+        """
         task = asyncio.create_task(work)
-        silent = 0
+        silent, quiet, interrupted, moved = 0, 0, False, member.client.bytes_moved
         try:
             while not (await asyncio.wait({task}, timeout=self.nodes.heartbeat_s))[0]:
                 try:
-                    await member.client.health()
-                    silent = 0
-                except WorkerError as error:
-                    silent += 1
+                    health = await member.client.health()
+                except WorkerError:
+                    silent, interrupted = silent + 1, True
                     if silent >= self.nodes.evict_after and not task.done():
-                        raise error
+                        raise
+                    continue
+                busy = health.state == "activating" or member.client.bytes_moved > moved
+                silent, quiet, moved = 0, 0 if busy else quiet + 1, member.client.bytes_moved
+                if interrupted and quiet >= self.nodes.evict_after and not task.done():
+                    raise WorkerError("it is back after an interruption and owes an answer; asked anew")
             await task
         finally:
             task.cancel()

@@ -73,6 +73,8 @@ class WorkerClient:
         self.url = worker.url
         self.nodes = nodes
         self.vocabulary = vocabulary
+        self.bytes_moved = 0
+        """Of files, handed to the network so far."""
         token = token_of(worker)
         encrypted = worker.url.startswith("https")
         self._http = httpx.AsyncClient(
@@ -147,7 +149,7 @@ class WorkerClient:
                 f"/weights/{version}/{path.name}",
                 Stored,
                 self.nodes.transfer_timeout_s,
-                path.read_bytes() if size <= CHUNK else _chunks(path),
+                path.read_bytes() if size <= CHUNK else self._chunks(path),
                 headers=headers,
             ),
         )
@@ -171,6 +173,12 @@ class WorkerClient:
         if stored.version != version:
             raise NonsenseError(f"it speaks of version {stored.version}, not {version}")
         return stored
+
+    async def _chunks(self, path: Path) -> AsyncIterator[bytes]:
+        with path.open("rb") as file:
+            while chunk := await asyncio.to_thread(file.read, CHUNK):
+                yield chunk
+                self.bytes_moved += len(chunk)
 
     async def _ask(
         self,
@@ -229,9 +237,3 @@ async def _read(response: httpx.Response, limit: int) -> bytes:
         if len(body) > limit:
             raise NonsenseError(f"its answer is longer than {limit} bytes")
     return bytes(body)
-
-
-async def _chunks(path: Path) -> AsyncIterator[bytes]:
-    with path.open("rb") as file:
-        while chunk := await asyncio.to_thread(file.read, CHUNK):
-            yield chunk

@@ -67,7 +67,7 @@ def test_weights_that_are_not_the_trainers_are_found_by_the_canary(tmp_path: Pat
         sampler.publish(0)
         sampler.sample(examples(1), 1, SAMPLING, seed=0)
         sampler.publish(1)
-        with pytest.raises(NoSamplerError, match="under version 1 are 0.01 off"):
+        with pytest.raises(NoSamplerError, match=r"under version 1 are 0\.01 off"):
             sampler.sample(examples(1), 1, SAMPLING, seed=1)
         assert {one.policy_version for one in simulated.workers[0].requests} == {0}
 
@@ -261,17 +261,19 @@ def test_workers_that_are_there_and_never_deliver_end_the_run_too(tmp_path: Path
 
 
 def test_what_cannot_be_published(tmp_path: Path) -> None:
-    with cluster(tmp_path, Behaviour(), max_weights_bytes=3) as (sampler, _):
-        with pytest.raises(
-            UserError, match=r"version 1 has \d+ bytes, more than max_weights_bytes 3; raise it"
-        ):
-            sampler.publish(1)
+    with (
+        cluster(tmp_path, Behaviour(), max_weights_bytes=3) as (sampler, _),
+        pytest.raises(UserError, match=r"version 1 has \d+ bytes, more than max_weights_bytes 3; raise it"),
+    ):
+        sampler.publish(1)
 
     class Short(Snapshots):
         def __call__(self, version: int) -> Snapshot:
             made = super().__call__(version)
             return Snapshot(made.version, made.kind, made.folder, made.canary_logprobs[1:])
 
-    with cluster(tmp_path, Behaviour(), snapshots=Short(tmp_path / "b")) as (sampler, _):
-        with pytest.raises(UserError, match="2 canary log-probabilities"):
-            sampler.publish(1)
+    with (
+        cluster(tmp_path, Behaviour(), snapshots=Short(tmp_path / "b")) as (sampler, _),
+        pytest.raises(UserError, match="2 canary log-probabilities"),
+    ):
+        sampler.publish(1)

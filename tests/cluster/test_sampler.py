@@ -120,7 +120,7 @@ def test_what_is_prepared_is_sampled_beside_and_taken_once(tmp_path: Path) -> No
 
 
 def test_what_was_prepared_for_nothing_is_discarded(tmp_path: Path) -> None:
-    with cluster(tmp_path, Behaviour()) as (sampler, simulated):
+    with cluster(tmp_path, Behaviour()) as (sampler, _simulated):
         sampler.publish(0)
         sampler.prepare(examples(5), 2, SAMPLING, seed=1)
         asked = examples(5, first=50)

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.simulated_worker import FINGERPRINT, STARTED_WITH, STOP, VOCABULARY, WEIGHTS, logprob_of
+from benchmarks.simulated_faults import STOP, VOCABULARY
+from benchmarks.simulated_worker import FINGERPRINT, STARTED_WITH, WEIGHTS, logprob_of
 from benchmarks.workload import examples
 from cluster.nodes import NodesConfig
 from cluster.sampler import ClusterSampler

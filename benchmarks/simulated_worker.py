@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
+from benchmarks.simulated_faults import STOP, Fault, spoiled
 from benchmarks.small_http import Answer, HttpServer, Request
 from cluster.wire import (
     API,
@@ -45,18 +46,12 @@ from cluster.wire import (
 
 T = TypeVar("T")
 FINGERPRINT = ModelFingerprint(config="a" * 64, tokenizer="b" * 64)
-STOP = 2
-VOCABULARY = 1000
 WEIGHTS = "adapter_model.safetensors"
 STARTED_WITH = 0.5
 """The "weights" of version 0."""
 LATE_S = 0.02
 """A busy machine wakes a sleeper so much too late."""
 State = Literal["ready", "starting", "activating"]
-Fault = Literal[
-    "error", "unavailable", "conflict", "hang", "close", "truncate", "ids", "count", "groups", "nan", "positive",
-    "short", "version", "prompt", "swap", "stop", "request", "garbage", "late",
-]  # fmt: skip
 
 
 @dataclass
@@ -287,37 +282,6 @@ class SimulatedWorker:
             return Answer(200, b"\x00\xff{not json")
         whole = json.dumps(spoiled(fault, reply.model_dump(mode="json"))).encode()
         return Answer(200, whole, cut_at=len(whole) // 2 if fault == "truncate" else None)
-
-
-def spoiled(fault: Fault, reply: dict[str, Any]) -> dict[str, Any]:
-    """The reply with this wrong about it."""
-    groups = reply["groups"]
-    one = groups[0]["completions"][0]
-    match fault:
-        case "ids":
-            one["token_ids"][0] = VOCABULARY
-        case "count":
-            groups[-1]["completions"].append(one)
-        case "groups":
-            groups.append(groups[0])
-        case "nan":
-            one["logprobs"][-1] = float("nan")
-        case "positive":
-            one["logprobs"][0] = 0.5
-        case "short":
-            one["logprobs"].pop()
-        case "version":
-            reply["policy_version"] += 1
-        case "prompt":
-            groups[0]["prompt"] = prompt_fingerprint([1, 2, 3])
-        case "swap":
-            # Of a single prompt there is nothing to swap with: then it is another's.
-            groups[0]["prompt"], groups[-1]["prompt"] = groups[-1]["prompt"], prompt_fingerprint([4])
-        case "stop":
-            one["token_ids"][0] = STOP
-        case "request":
-            reply["request_id"] = "another"
-    return reply
 
 
 def _ok(message: Message) -> Answer:

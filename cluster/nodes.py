@@ -15,8 +15,9 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from mlx_sumrl.config import Room
 from mlx_sumrl.errors import UserError
+from mlx_sumrl.options import tree
 from mlx_sumrl.options.command_line import read_yaml
-from mlx_sumrl.options.errors import validation_sentence
+from mlx_sumrl.options.errors import shown, suggestion, validation_sentence
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,79}")
 FLOAT32_TOLERANCE = 1e-4
@@ -154,6 +155,11 @@ def _worker_on(host: dict[str, Any]) -> WorkerNode:
 def read_nodes(path: Path) -> NodesConfig:
     """What a ``nodes.yaml`` says; paths in it are relative to it. Raises `UserError`."""
     given = read_yaml(path)
+    for unknown in tree.unknown_keys(NodesConfig, given):
+        value = shown(tree.lookup(given, unknown))
+        raise UserError(
+            f"{path}: unknown option {tree.dotted(unknown)} (value {value}); {suggestion(NodesConfig, unknown)}"
+        )
     try:
         nodes = NodesConfig.model_validate(given)
     except ValidationError as error:

@@ -9,11 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from benchmarks.simulated_faults import STOP, VOCABULARY
 from benchmarks.simulated_worker import (
     FINGERPRINT,
     STARTED_WITH,
-    STOP,
-    VOCABULARY,
     WEIGHTS,
     Behaviour,
     SimulatedWorkers,

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from benchmarks.simulated_worker import Behaviour, Fault
+from benchmarks.simulated_faults import Fault
+from benchmarks.simulated_worker import Behaviour
 
 from .made import SAMPLING, check_account, check_groups, cluster, examples
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -83,7 +84,7 @@ def test_a_worker_killed_in_the_middle_of_its_requests(tmp_path: Path) -> None:
 @pytest.mark.parametrize("hedge", [False, True])
 def test_a_stopped_worker_is_gone_and_comes_back(tmp_path: Path, hedge: bool) -> None:
     """SIGSTOP: its connections stay open and nothing comes. Its health is what tells, or a second copy is first."""
-    options = {"heartbeat_s": 0.1, "connect_timeout_s": 0.3, "request_timeout_s": 60.0}
+    options: dict[str, Any] = {"heartbeat_s": 0.1, "connect_timeout_s": 0.3, "request_timeout_s": 60.0}
     with ExitStack() as stack:
         first, second = stack.enter_context(processes(("--latency", "0.2"), ("--latency", "0.02")))
         with sampler_for([first.url, second.url], tmp_path, hedge=hedge, **options) as sampler:
@@ -109,7 +110,7 @@ def test_a_stopped_worker_is_gone_and_comes_back(tmp_path: Path, hedge: bool) ->
 
 @pytest.mark.parametrize("way", ["cut", "swallow", "delay"])
 def test_a_network_that_fails_and_mends(tmp_path: Path, way: Way) -> None:
-    options = {"connect_timeout_s": 0.3, "heartbeat_s": 0.1, "request_timeout_s": 60.0}
+    options: dict[str, Any] = {"connect_timeout_s": 0.3, "heartbeat_s": 0.1, "request_timeout_s": 60.0}
     with ExitStack() as stack:
         simulated = stack.enter_context(
             SimulatedWorkers(Behaviour(latency_s=0.02), Behaviour(latency_s=0.02))

@@ -68,6 +68,7 @@ class Behaviour:
     batch: bool = False
     score: bool = True
     filters: bool = True
+    deltas: bool = True
     token: str | None = None
     fingerprint: ModelFingerprint = FINGERPRINT
     api: int = API
@@ -106,7 +107,7 @@ class SimulatedWorker:
         """Files are taken in only while it is set."""
         self.receive_gate.set()
         self.receiving = 0
-        self._manifests: dict[int, Manifest] = {}
+        self.manifests: dict[int, Manifest] = {}
         self._files: dict[int, dict[str, bytes]] = {}
         self._turn = asyncio.Lock()
         self._free_at = 0.0
@@ -114,12 +115,12 @@ class SimulatedWorker:
     def restart(self) -> None:
         """As a process that comes up again with nothing but its model."""
         self.version, self.weights = 0, {0: STARTED_WITH}
-        self._manifests.clear()
+        self.manifests.clear()
         self._files.clear()
 
     def forget_manifests(self) -> None:
         """As if all that is held had come from another run."""
-        self._manifests.clear()
+        self.manifests.clear()
 
     async def answer(self, request: Request) -> Answer:
         """Of any route."""
@@ -169,15 +170,15 @@ class SimulatedWorker:
         )
 
     def _announced(self, version: int, manifest: Manifest) -> Answer:
-        if version in self.weights and self._manifests.get(version) != manifest:
+        if version in self.weights and self.manifests.get(version) != manifest:
             if version == self.version:
                 return _problem(409, f"another version {version} is active")
             del self.weights[version]
-        if manifest.kind == "delta" and manifest.base not in self.weights:
+        if manifest.kind == "delta" and not (self.behaviour.deltas and manifest.base in self.weights):
             return _problem(409, f"version {manifest.base} is not held")
-        if self._manifests.get(version) != manifest:
+        if self.manifests.get(version) != manifest:
             self._files[version] = {}
-        self._manifests[version] = manifest
+        self.manifests[version] = manifest
         return _ok(self._stored(version))
 
     def _received(self, version: int, name: str, body: bytes) -> Answer:
@@ -186,7 +187,7 @@ class SimulatedWorker:
             if self.cut_off_after < 0:
                 self.cut_off_after = None
                 return Answer(0, b"", cut_at=0)
-        said = self._manifests[version].files.get(name)
+        said = self.manifests[version].files.get(name)
         if said is None or hashlib.sha256(body).hexdigest() != said.sha256:
             return _problem(422, f"the file {name} is not the one that was announced")
         self._files[version][name] = body
@@ -201,7 +202,7 @@ class SimulatedWorker:
         return _ok(stored)
 
     def _stored(self, version: int) -> Stored:
-        missing = tuple(name for name in self._manifests[version].files if name not in self._files[version])
+        missing = tuple(name for name in self.manifests[version].files if name not in self._files[version])
         return Stored(version=version, missing=missing, complete=version in self.weights)
 
     async def _activate(self, request: ActivateRequest) -> Answer:

@@ -87,6 +87,9 @@ class Member:
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     """Nothing is asked of it."""
 
+    trusted: asyncio.Event = field(default_factory=asyncio.Event)
+    """Its version passed the canary; until then nothing that it samples is taken."""
+
     def __post_init__(self) -> None:
         self.idle.set()
 
@@ -108,6 +111,7 @@ class Member:
     def lost(self, now: float) -> None:
         """It is not there until it has been admitted again."""
         self.close_gate(now)
+        self.trusted.clear()
         self.live, self.version, self.suspect = False, None, False
 
     def metrics(self) -> dict[str, float]:

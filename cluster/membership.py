@@ -1,7 +1,7 @@
 """`Membership`: who is in the pool. One task tends each worker, from its first answer to its last.
 
-Invariant: a member is opened only right after it answered as healthy, with the trainer's model, at the version it
-was brought to, with a canary that holds; whatever goes wrong on the way closes it and starts over.
+Invariant: nothing that a member samples is taken before it answered as healthy, with the trainer's model, at the
+version it was brought to, with a canary that holds; whatever goes wrong on the way closes it and starts over.
 """
 
 from __future__ import annotations
@@ -171,15 +171,22 @@ class Membership:
         with suppress(TimeoutError):  # what takes longer is cut off by the worker
             async with asyncio.timeout(self.nodes.abort_after_s):
                 await member.idle.wait()
+        known = member.trusted.is_set()
+        member.trusted.clear()
         await member.client.activate(publication.version)
         member.version = publication.version
+        if known:
+            # It was right before: let it sample while it is asked for the canary, and take nothing until it passes.
+            self._open(member)
         await self.publisher.check(member.client, member.info.features, publication)
+        member.trusted.set()
         # Only full weights have deltas, and only the newest can be the base of one.
         member.verified = {publication.version}
-        member.misfits, member.suspect = 0, False
-        if member.in_a_row >= self.nodes.evict_after:
-            member.in_a_row = 0
-        self._open(member)
+        member.misfits = 0
+        if not known:
+            member.in_a_row = 0 if member.in_a_row >= self.nodes.evict_after else member.in_a_row
+            member.suspect = False
+            self._open(member)
 
     async def _while_healthy(self, member: Member, work: Coroutine[Any, Any, None]) -> None:
         """Do this, but not for longer than the worker answers at all: a cut line must not cost a long time-out.

@@ -197,6 +197,7 @@ class Pool:
         )
         try:
             reply = await flight.member.client.generate(request)
+            await flight.member.trusted.wait()  # without it, whoever tends the member withdraws this request
         except WorkerError as error:
             self._failed(flight, error)
         else:

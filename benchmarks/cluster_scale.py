@@ -68,7 +68,8 @@ def compare(asked: argparse.Namespace) -> Report:
     report = opened_report("cluster_scale", HELD_EQUAL, NOT_EQUAL, batches=asked.batches)
     report["cases"] = []
     for workers in (1, 2) if asked.toy else [one for one in WORKERS if one <= asked.most]:
-        task = {"workers": workers, "batches": asked.batches}
+        speed = 16 * SPEED if asked.toy else SPEED
+        task = {"workers": workers, "batches": asked.batches, "speed": speed}
         groups = 8 if asked.toy else COST_GROUPS
         report["cases"].append(
             {
@@ -80,9 +81,9 @@ def compare(asked: argparse.Namespace) -> Report:
     return report
 
 
-def work(workers: int, batches: int, groups: int) -> dict[str, Any]:
+def work(workers: int, batches: int, groups: int, speed: float = SPEED) -> dict[str, Any]:
     """One case, in this process: cost where ``groups`` are said, else delivery."""
-    speeds = () if groups else ("--speeds", *[str(SPEED)] * workers)
+    speeds = () if groups else ("--speeds", *[str(speed)] * workers)
     groups = groups or GROUPS_EACH * workers
     asked = made_prompts(groups, PROMPT_TOKENS)
     sampling = Sampling(max_tokens=TOKENS)
@@ -108,7 +109,7 @@ def work(workers: int, batches: int, groups: int) -> dict[str, Any]:
     return {
         "groups": groups,
         "tokens_per_second": summary(rates[warm_up:]),
-        "share_of_sum": summary([rate / (SPEED * workers) for rate in rates[warm_up:]]) if speeds else None,
+        "share_of_sum": summary([rate / (speed * workers) for rate in rates[warm_up:]]) if speeds else None,
         "cpu_ms_per_group": summary([1e3 * one for one in costs[warm_up:]]),
         "cpu_share": summary(shares[warm_up:]),
         "requeued": report["cluster/requeued"],

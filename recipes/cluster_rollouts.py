@@ -56,7 +56,7 @@ def rollouts_from(
     sampler = ClusterSampler(
         read_nodes(nodes),
         snapshot=snapshot,
-        decode=policy.decode,
+        decode=lambda token_ids: policy.decode(list(token_ids)),
         canary_ids=canary,
         stop_ids=policy.stop_ids,
         vocabulary=policy.vocabulary,

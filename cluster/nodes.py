@@ -142,13 +142,10 @@ def _worker_on(host: dict[str, Any]) -> WorkerNode:
     port = listen.rpartition(":")[2]
     if not address or not port.isdigit():
         raise ValueError(f"hosts: {host!r} needs `host: NAME` and `listen: ADDRESS:PORT`")
-    token = host.get("token_file")
-    # The host's own token file is a path over there; the trainer's copy is the shared one unless said otherwise.
-    local = host.get("trainer_token_file", token)
+    # A host's own token_file is a path over there; the trainer's copy is the shared one.
     return WorkerNode(
         url=f"http://{address}:{port}",
         name=host.get("name", address),
-        token_file=Path(local) if local else None,
     )
 
 

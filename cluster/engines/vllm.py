@@ -107,6 +107,8 @@ class VllmClient(EngineClient):
         self._engine = engine
         self._base = str(weights.folder or engine.options.model)
         """The folder whose whole weights it has."""
+        self._adapter: str | None = None
+        """Its name for the adapter that was loaded last."""
         self._salt = uuid.uuid4().hex
         self._at_once = asyncio.Semaphore(MOST_REQUESTS)
 
@@ -155,7 +157,11 @@ class VllmClient(EngineClient):
         return checked_scores(found, token_ids)
 
     async def load(self, weights: Weights) -> None:
-        """LoRA under one name in place, from a new folder each time: unloading frees only the name (FACTS.md)."""
+        """Whole weights in place; LoRA under a new name each time, the old one's place in memory being the only one.
+
+        vLLM 0.32.0 keeps ``load_inplace`` with the adapter and reads its folder again for every batch (seen: the
+        engine ends when the folder goes). Only vllm-metal, which has no other way, is asked for that.
+        """
         base = str((weights.folder if weights.kind == "full" else None) or self._engine.options.model)
         if base != self._base:
             self._base = ""
@@ -163,8 +169,13 @@ class VllmClient(EngineClient):
             await self._post("/collective_rpc", reload, refusal=LoadError)
             self._base = base
         if weights.kind == "adapter":
-            adapter = {"lora_name": ADAPTER_NAME, "lora_path": str(weights.folder), "load_inplace": True}
+            in_place = self._engine.kind == "vllm-metal"
+            name = ADAPTER_NAME if in_place else f"{ADAPTER_NAME}-{uuid.uuid4().hex[:12]}"
+            adapter = {"lora_name": name, "lora_path": str(weights.folder), "load_inplace": in_place}
             await self._post("/v1/load_lora_adapter", adapter, refusal=LoadError)
+            old, self._adapter = self._adapter, name
+            if old not in (None, name):
+                await self._post("/v1/unload_lora_adapter", {"lora_name": old}, refusal=LoadError)
         self._salt = uuid.uuid4().hex
         self.weights = weights
         # The salt makes old entries unreachable; this frees their room. An engine without the route lets them age.
@@ -206,7 +217,7 @@ class VllmClient(EngineClient):
         return tuple(replies * (request.group_size // n))
 
     async def _choices(self, content: dict[str, Any], expected: int) -> list[dict[str, Any]]:
-        name = ADAPTER_NAME if self.weights.kind == "adapter" else BASE_NAME
+        name = self._adapter if self.weights.kind == "adapter" else BASE_NAME
         answer = await self._post("/v1/completions", {"model": name, "cache_salt": self._salt, **content})
         choices = answer.get("choices") if isinstance(answer, dict) else None
         if (

@@ -87,6 +87,13 @@ class Handler(BaseHTTPRequestHandler):
             model.names.add(asked["lora_name"])
             model.note(event="adapter", number=number, in_place=asked["load_inplace"])
             self.answer("ok")
+        elif self.path == "/v1/unload_lora_adapter":
+            if asked["lora_name"] not in model.names:
+                self.answer({"error": {"message": "no such adapter"}}, 404)
+                return
+            model.names.remove(asked["lora_name"])
+            model.note(event="names", names=sorted(model.names))
+            self.answer("ok")
         elif self.path == "/collective_rpc":
             number = number_of(asked["kwargs"]["path"])
             if number == REFUSED:

@@ -213,7 +213,7 @@ def test_each_adapter_is_what_is_sampled_from(
 ) -> None:
     apart = largest(adapters[0].logprobs(TEXT[:1], TEXT[1:]), base.logprobs(TEXT[:1], TEXT[1:]))
     assert apart > 100 * TOLERANCE
-    for version, adapter in enumerate(adapters, start=1):
+    for version, adapter in enumerate([*adapters, *adapters], start=1):
         made_active(worker, version, adapter)
         reply = scored(worker)
         assert reply["policy_version"] == version

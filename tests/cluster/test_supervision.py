@@ -77,6 +77,16 @@ def test_every_kind_of_weights_is_what_is_sampled_from(simulated: Simulation) ->
     assert worker.sampled() == (0, 1.0)
 
 
+def test_an_engine_knows_one_adapter_at_a_time_and_reads_it_once(simulated: Simulation) -> None:
+    worker = simulated.worker
+    for version in (31, 32, 33):
+        worker.publish(version, adapter_files(float(version)))
+        worker.activate(version)
+        assert worker.sampled() == (version, version + 1.0)
+    assert not any(event["in_place"] for event in simulated.events("adapter"))
+    assert len(simulated.events("names")[-1]["names"]) == 2  # the base model's and one more
+
+
 def test_each_activation_has_its_own_cache(simulated: Simulation) -> None:
     worker = simulated.worker
     before = len(simulated.events("completion"))
@@ -281,6 +291,7 @@ def test_vllm_metal_takes_whole_weights_by_a_fresh_process(tmp_path: Path) -> No
         worker.publish(1, adapter_files(3.0))
         worker.activate(1)
         assert worker.sampled() == (1, 4.0)
+        assert simulated.events("adapter")[-1]["in_place"] is True
         first = simulated.engine["pid"]
         worker.publish(2, {"model.safetensors": full_file(10.0)}, "full")
         assert worker.activate(2).status_code == 200

@@ -37,7 +37,8 @@ def test_plain_urls_and_named_workers(tmp_path: Path) -> None:
 
 
 def test_hosts_are_workers_too(tmp_path: Path) -> None:
-    text = "hosts: [{host: mini-2, listen: '0.0.0.0:8500', engine: vllm-metal, model: m, token_file: there}]\ntoken_file: t\n"
+    host = "{host: mini-2, listen: '0.0.0.0:8500', engine: vllm-metal, model: m, token_file: there}"
+    text = f"hosts: [{host}]\ntoken_file: t\n"
     (worker,) = read_nodes(written(tmp_path, text)).all_workers()
     assert (worker.url, worker.name) == ("http://mini-2:8500", "mini-2")
     assert worker.token_file == tmp_path / "t"

@@ -90,9 +90,9 @@ class EngineProcess:
         code = await self._keeper.wait()
         if code < 0:  # killed itself, so it could not end the engine's children; the number is still theirs
             self._kill_group()
-        # A process that left the group may hold the pipe open for ever.
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.shield(self._reading), 2.0)
+        # A process that left the group may hold the pipe open for ever. Two may wait here at once, and the first to
+        # cancel the reading must not cancel the other: so the task is waited for, not its result.
+        await asyncio.wait({self._reading}, timeout=2.0)
         self._reading.cancel()
         return code
 

@@ -68,6 +68,9 @@ class Vllm(Engine):
             *("--logprobs-mode", "processed_logprobs"),
             # Otherwise the model's own generation_config.json fills in a temperature and filters.
             *("--generation-config", "vllm"),
+            # On a CPU, 0.32.0 dies of a request with a seed whose prompt is read in parts ("CPU Generator does not use
+            # offset"): it takes back what it drew at the end of a part. So a prompt waits until it fits whole.
+            *(("--no-enable-chunked-prefill",) if self.kind == "vllm" else ()),
             *(("--worker-extension-cls", EXTENSION) if self.kind == "vllm" else ()),
             *(("--dtype", options.dtype) if options.dtype else ()),
             *(("--max-model-len", str(options.max_model_len)) if options.max_model_len else ()),

@@ -181,6 +181,14 @@ def test_a_seed_gives_one_answer_and_another_seed_another(worker: Worker) -> Non
     assert len({tuple(one) for one in ids[0]}) > 1
 
 
+def test_long_prompts_with_seeds_at_once_are_all_answered(worker: Worker) -> None:
+    """More than is read in one step: vLLM's CPU build dies where it reads a part of a prompt that has a seed."""
+    prompts = [[(7 * i + j) % 4000 + 5 for j in range(440)] for i in range(24)]
+    answer = worker.generate(*prompts, group_size=4, draw={"max_tokens": 16})
+    assert answer.status_code == 200, answer.text
+    assert [len(group["completions"]) for group in answer.json()["groups"]] == [4] * 24
+
+
 def test_an_id_beyond_the_vocabulary_is_the_request_s_fault(worker: Worker) -> None:
     assert worker.generate([5, 1 << 20]).status_code == 422
     assert worker.generate([5] * 500, draw={"max_tokens": 13}).status_code == 422

@@ -20,8 +20,6 @@ from mlx_sumrl.options.command_line import read_yaml
 from mlx_sumrl.options.errors import shown, suggestion, validation_sentence
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,79}")
-FLOAT32_TOLERANCE = 1e-4
-"""For a worker and a trainer that both compute in float32."""
 
 
 class WorkerNode(Room):

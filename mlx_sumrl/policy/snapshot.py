@@ -55,6 +55,8 @@ def write_snapshot(policy: Policy, folder: str | Path) -> Literal["adapter", "fu
     with whole_folder(Path(folder)) as path:
         write_safetensors(path / WEIGHTS, weights)
         write_beside_weights(policy, path)
+        # Workers have their own, and take in no file whose ending says nothing of what is in it.
+        (path / "tokenizer.model").unlink(missing_ok=True)
     return "full"
 
 

@@ -14,6 +14,7 @@ from mlx_lm import load
 from safetensors import safe_open
 
 from benchmarks.shapes import SHAPES, make_shape
+from cluster.weight_check import check_names
 from mlx_sumrl.config import LoraConfig, PolicyConfig
 from mlx_sumrl.errors import UserError
 from mlx_sumrl.policy import mlx_internals
@@ -21,7 +22,7 @@ from mlx_sumrl.policy.export import export_model
 from mlx_sumrl.policy.loading import load_policy
 from mlx_sumrl.policy.policy import Policy
 from mlx_sumrl.policy.snapshot import take_weights, text_logprobs, write_safetensors, write_snapshot
-from tests.families import FAMILIES, full_logits, log_softmax, randomize_adapters
+from tests.families import FAMILIES, full_logits, log_softmax, randomize_adapters, write_model
 
 Folder = Callable[[str], Path]
 ROW = [9, 8, 7, 100, 200, 30, 31, 32]
@@ -178,3 +179,13 @@ def test_whole_weights_that_do_not_fit(family_folder: Folder, tmp_path: Path) ->
     with pytest.raises(UserError, match=r"model\.norm\.weight as \(5,\)"):
         take_weights(policy, tmp_path / "other")
     np.testing.assert_array_equal(full_logits(policy, ROW), before)
+
+
+def test_no_file_that_workers_refuse(tmp_path: Path) -> None:
+    """sentencepiece's table goes with an exported model, and not to workers, which have their own."""
+    model = write_model(tmp_path / "model", "llama")
+    (model / "tokenizer.model").write_bytes(b"a table")
+    policy = load_policy(PolicyConfig(model=str(model), tuning="full", dtype="float32"))
+    assert write_snapshot(policy, tmp_path / "sent") == "full"
+    check_names("full", [path.name for path in (tmp_path / "sent").iterdir()])
+    assert (tmp_path / "sent" / "tokenizer.json").is_file()

@@ -8,12 +8,14 @@ import json
 import os
 import re
 import signal
+import socket
 import struct
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,13 @@ TOKEN = "a-token-that-is-for-tests-only-0123456789"
 RANK = 4
 PATIENCE_S = 30.0
 """An event that has not come by then never will; nothing is measured by it."""
+
+
+def whole_answer(connection: socket.socket) -> tuple[int, bytes]:
+    """Status and body of the one answer that is due on a connection, in however many pieces it comes."""
+    with HTTPResponse(connection) as answer:
+        answer.begin()
+        return answer.status, answer.read()
 
 
 def safetensors(tensors: dict[str, tuple[str, list[int], bytes]]) -> bytes:

@@ -16,6 +16,7 @@ from rich.console import Console, RenderableType
 
 from benchmarks.fresh_process import deliver, machine
 from mlx_sumrl.errors import UserError
+from mlx_sumrl.host_memory import keep_freed_memory
 
 Report = dict[str, Any]
 
@@ -43,6 +44,7 @@ def answered(
     arguments = parser.parse_args(argv)
     try:
         if arguments.worker:
+            keep_freed_memory()  # for all that are compared
             deliver(work(**json.loads(arguments.worker)))
             return 0
         report = measure(arguments)
@@ -79,6 +81,7 @@ def closing_lines(report: Report) -> list[str]:
         f"{where['system']}, {where['cores']} cores, BLAS {where['blas']}, mlx {where['mlx']}, "
         f"mlx-lm {where['mlx_lm']}; load at the start {where['load_at_start']}",
         *(f"equal: {line}" for line in report["held_equal"]),
+        "equal: memory that is freed is kept by the process (mlx_sumrl.host_memory), whoever frees it",
         *(f"not equal: {line}" for line in report["not_equal"]),
     ]
 

@@ -2,8 +2,8 @@
 
 Rows of completions attend to the prompt that they all follow, whose keys and values are never repeated for each of
 them, and to their own past. Scores are made for a range of queries at a time, and for a long row only up to its
-last query, which leaves out nearly half of them. Between the passes only probabilities are kept: the backward pass
-needs no exponential, and the temporaries of one range (`SCORES`) live at once.
+last query, which leaves out nearly half of them. Between the passes only their exponentials are kept: the backward
+pass needs none of its own, and the temporaries of one range (`SCORES`) live at once.
 
 Query heads that share a key head are rows of the same product, so no key is repeated for them either.
 """
@@ -56,9 +56,9 @@ def causal_attention(
         for part in parts:
             (q,) = mx.depends([q], outputs[-1:])
             inputs = _Inputs.of(part, q, own, before, scale)
-            probabilities = inputs.probabilities()
-            outputs.append(inputs.outputs(probabilities))
-            kept += probabilities
+            weights = inputs.weights()
+            outputs.append(inputs.outputs(weights))
+            kept += weights.arrays()
         return (_joined(outputs, parts, B), *kept)
 
     @attend.vjp
@@ -66,7 +66,7 @@ def causal_attention(
         arrays: Sequence[mx.array], cotangents: Sequence[mx.array], results: Sequence[mx.array]
     ) -> tuple[mx.array, ...]:
         q, own, before = _split(arrays)
-        output, kept, each = results[0], results[1:], 1 if before is None else 2
+        output, kept, each = results[0], results[1:], 2 if before is None else 3
         d_queries: list[mx.array] = []
         d_own = [mx.zeros(own[0].shape, dtype=own[0].dtype) for _ in range(2)]
         d_before = (
@@ -77,7 +77,7 @@ def causal_attention(
             inputs = _Inputs.of(part, q, own, before, scale)
             cotangent = cotangents[0][part.rows, :, :, part.queries]
             made = output[part.rows, :, :, part.queries]
-            found = inputs.backward(kept[place * each : (place + 1) * each], made, cotangent)
+            found = inputs.backward(_Weights(*kept[place * each : (place + 1) * each]), made, cotangent)
             d_queries.append(found.queries)
             end = part.queries.stop
             d_own = [
@@ -117,6 +117,22 @@ class _Gradients:
 
 
 @dataclass(frozen=True)
+class _Weights:
+    """Probabilities are ``share`` times the others, which are e^(score - the query's highest)."""
+
+    share: mx.array
+    """[b, K, R t, 1], float32."""
+    own: mx.array
+    """Of the row's own tokens [b, K, R t, u]."""
+    before: Any = None
+    """Of the prefix [K, b R t, L], where there is one."""
+
+    def arrays(self) -> list[mx.array]:
+        """Those that there are, in order."""
+        return [self.share, self.own, *([] if self.before is None else [self.before])]
+
+
+@dataclass(frozen=True)
 class _Inputs:
     """What the queries of a part see. b rows, K key heads, R query heads for each, t queries."""
 
@@ -140,54 +156,67 @@ class _Inputs:
             scale,
         )
 
-    def probabilities(self) -> list[mx.array]:
-        """Of the row's own tokens [b, K, R t, u], and of the prefix [K, b R t, L] where there is one."""
+    def weights(self) -> _Weights:
+        """How much each query sees of what."""
         t, u = self.queries.shape[3], self.keys.shape[2]
-        own = (self._by_row(self.queries) @ self.keys.swapaxes(-1, -2)).astype(mx.float32) * self.scale
+        q = self._scaled()
+        own = (self._by_row(q) @ self.keys.swapaxes(-1, -2)).astype(mx.float32)
         seen = mx.arange(u)[None, :] <= mx.arange(u - t, u)[:, None]
-        seen = mx.broadcast_to(seen[None], (self.queries.shape[2], t, u)).reshape(-1, u)
+        seen = mx.broadcast_to(seen[None], (q.shape[2], t, u)).reshape(-1, u)
         own = mx.where(seen, own, -mx.inf)
+        top, dtype = own.max(axis=-1, keepdims=True), self.queries.dtype
         if self.before is None:
-            return [softmax(own).astype(self.queries.dtype)]
-        before = self._by_head(self.queries) @ self.before[0][0].swapaxes(-1, -2)
-        before = before.astype(mx.float32) * self.scale
-        top = mx.maximum(own.max(axis=-1, keepdims=True), self._like_row(before.max(axis=-1, keepdims=True)))
+            own = exp(own - top)
+            return _Weights(1 / own.sum(axis=-1, keepdims=True), own.astype(dtype), None)
+        before = (self._by_head(q) @ self.before[0][0].swapaxes(-1, -2)).astype(mx.float32)
+        top = mx.maximum(top, self._like_row(before.max(axis=-1, keepdims=True)))
         own = exp(own - top)
         before = exp(before - self._like_head(top))
         total = own.sum(axis=-1, keepdims=True) + self._like_row(before.sum(axis=-1, keepdims=True))
-        share = 1 / total
-        dtype = self.queries.dtype
-        return [(own * share).astype(dtype), (before * self._like_head(share)).astype(dtype)]
+        return _Weights(1 / total, own.astype(dtype), before.astype(dtype))
 
-    def outputs(self, probabilities: Sequence[mx.array]) -> mx.array:
+    def outputs(self, weights: _Weights) -> mx.array:
         """[b, K, R, t, E]"""
-        own = (probabilities[0] @ self.values).reshape(self.queries.shape)
-        if self.before is None:
-            return own
-        return own + self._from_head(probabilities[1] @ self.before[1][0])
+        made = (weights.own @ self.values).reshape(self.queries.shape)
+        if self.before is not None:
+            made = made + self._from_head(weights.before @ self.before[1][0])
+        return (made * self._share(weights)).astype(self.queries.dtype)
 
-    def backward(
-        self, probabilities: Sequence[mx.array], output: mx.array, cotangent: mx.array
-    ) -> _Gradients:
-        """Cotangents of queries, keys, values and the prefix from that of the output."""
+    def backward(self, weights: _Weights, output: mx.array, cotangent: mx.array) -> _Gradients:
+        """Cotangents of queries, keys, values and the prefix from that of the output.
+
+        ``weights`` are not divided by their sums; the cotangent is instead, which is smaller.
+        """
         b, K, R, t, _E = self.queries.shape
+        dtype = self.queries.dtype
+        cotangent = (cotangent * self._share(weights)).astype(dtype)
         centre = (cotangent * output).astype(mx.float32).sum(axis=-1, keepdims=True)
-        q, d = self._by_row(self.queries), self._by_row(cotangent)
-        p = probabilities[0]
-        slope = p * (d @ self.values.swapaxes(-1, -2) - centre.reshape(b, K, R * t, 1)) * self.scale
-        slope = slope.astype(q.dtype)
+        scaled = self._scaled()
+        q, d = self._by_row(scaled), self._by_row(cotangent)
+        slope = weights.own * (d @ self.values.swapaxes(-1, -2) - centre.reshape(b, K, R * t, 1))
+        slope = slope.astype(dtype)
         d_queries = (slope @ self.keys).reshape(self.queries.shape)
-        own = [slope.swapaxes(-1, -2) @ q, p.swapaxes(-1, -2) @ d]
-        if self.before is None:
-            return _Gradients(d_queries, own, [])
-        q, d = self._by_head(self.queries), self._by_head(cotangent)
-        p, (keys, values) = probabilities[1], self.before
-        slope = p * (d @ values[0].swapaxes(-1, -2) - self._by_head(centre)) * self.scale
-        slope = slope.astype(q.dtype)
-        d_queries = d_queries + self._from_head(slope @ keys[0])
-        return _Gradients(
-            d_queries, own, [(slope.swapaxes(-1, -2) @ q)[None], (p.swapaxes(-1, -2) @ d)[None]]
-        )
+        own = [slope.swapaxes(-1, -2) @ q, weights.own.swapaxes(-1, -2) @ d]
+        d_before: list[mx.array] = []
+        if self.before is not None:
+            q, d = self._by_head(scaled), self._by_head(cotangent)
+            keys, values = self.before
+            slope = weights.before * (d @ values[0].swapaxes(-1, -2) - self._by_head(centre))
+            slope = slope.astype(dtype)
+            d_queries = d_queries + self._from_head(slope @ keys[0])
+            d_before = [
+                (slope.swapaxes(-1, -2) @ q)[None],
+                (weights.before.swapaxes(-1, -2) @ d)[None],
+            ]
+        return _Gradients((d_queries * self.scale).astype(dtype), own, d_before)
+
+    def _scaled(self) -> mx.array:
+        """Queries, so that their products with keys are scores."""
+        return (self.queries * self.scale).astype(self.queries.dtype)
+
+    def _share(self, weights: _Weights) -> mx.array:
+        """What the weights of a query are divided by, inverted [b, K, R, t, 1]."""
+        return weights.share.reshape(*self.queries.shape[:4], 1)
 
     def _by_row(self, array: mx.array) -> mx.array:
         """[b, K, R, t, E] as [b, K, R t, E]."""

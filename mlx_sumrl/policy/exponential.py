@@ -1,7 +1,7 @@
 """exp and what is made of it, where MLX's CPU build is slow at them.
 
 MLX's own takes 10 to 13 ns a number on a CPU, a product 0.25: softmax and SwiGLU are then most of a small model's
-step. What follows takes 1 ns, by products alone, and is as exact (measured: relative error 1.8e-6 at -40, 2e-7
+step. What follows takes 2 ns, by products alone, and is as exact (measured: relative error 1.8e-6 at -40, 2e-7
 near 0, both). On any other device it is MLX's own that is used.
 """
 
@@ -23,14 +23,11 @@ POLYNOMIAL = (
     1.0,
 )
 """2^f for f in [-1/2, 1/2]: (ln 2)^k / k!, the highest power first."""
-ROUND = 12582912.0
-"""1.5 * 2^23: added to a float32, the last bit is a unit, so that it is rounded to a whole number."""
-ROUND_BITS = 0x4B400000
-"""Its bits as an integer."""
-PIECE = 1 << 17
+ROUND = 12582912.0 + 127
+"""1.5 * 2^23 added to a float32, the last bit is a unit, so that it is rounded to a whole number; with 127 more the
+low bits are what a float32 has for an exponent."""
+PIECE = 1 << 18
 """Numbers that are worked on at once: five arrays of them live meanwhile."""
-LOWEST = -87.0
-"""exp of less is 0 here; float32 has hardly anything below."""
 
 
 def on_cpu() -> bool:
@@ -54,15 +51,17 @@ def exp(x: mx.array) -> mx.array:
 
 @partial(mx.compile)
 def _exp(x: mx.array) -> mx.array:
-    """2^n times 2^f with n + f = x log2(e); NaN stays NaN, -inf becomes 0, +inf stays."""
+    """2^n times 2^f with n + f = x log2(e); NaN stays NaN, what is below float32's range becomes 0, +inf stays.
+
+    The fewer operations the better: compiled, they are one loop up to the first `mx.view`, and one after the second.
+    """
     y = mx.minimum(mx.maximum(x * LOG2_E, -127.0), 128.0)
     shifted = y + ROUND
     f = y - (shifted - ROUND)
-    power = mx.full(x.shape, POLYNOMIAL[0])
-    for coefficient in POLYNOMIAL[1:]:
+    power = f * POLYNOMIAL[0] + POLYNOMIAL[1]
+    for coefficient in POLYNOMIAL[2:]:
         power = power * f + coefficient
-    exponent = (mx.view(shifted, mx.int32) - ROUND_BITS + 127) << 23
-    return mx.where(x < LOWEST, 0.0, power * mx.view(exponent, mx.float32))
+    return power * mx.view(mx.view(shifted, mx.int32) << 23, mx.float32)
 
 
 def softmax(x: mx.array) -> mx.array:

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from mlx_sumrl.config import LoraConfig, PolicyConfig
 from mlx_sumrl.errors import UserError
+from mlx_sumrl.host_memory import keep_freed_memory
 from mlx_sumrl.policy import mlx_internals
 from mlx_sumrl.policy.blocks import check_blocks
 from mlx_sumrl.policy.policy import Policy
@@ -36,6 +37,7 @@ def load_policy(options: PolicyConfig | str, *, adapter: str | None = None, seed
     if options.model is None:
         raise UserError("policy.model is missing: name a model folder or a hub id")
     folder = model_folder(options.model)
+    keep_freed_memory()
     names = weight_names(folder)
     if not names:
         raise UserError(

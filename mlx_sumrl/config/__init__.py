@@ -1,0 +1,53 @@
+"""Every option of the library, one model per room; each default lives here and nowhere else.
+
+A run is described by one `RunConfig`: a YAML file, then command-line options over it
+(``--grpo.group_size 16``). Unknown keys are refused. Never imports mlx.
+"""
+
+from __future__ import annotations
+
+from mlx_sumrl.config.data import DataConfig, GrammarConfig
+from mlx_sumrl.config.policy import (
+    DEFAULT_DTYPE,
+    REFERENCE_BITS,
+    Dtype,
+    LoraConfig,
+    PolicyConfig,
+    ReferenceKind,
+    TinyModelConfig,
+)
+from mlx_sumrl.config.rewards import GateConfig, RewardConfig
+from mlx_sumrl.config.rollouts import LengthConfig, SamplingConfig
+from mlx_sumrl.config.room import Room
+from mlx_sumrl.config.run import CheckpointConfig, EvaluationConfig, ExportConfig, ReportingConfig, RunConfig
+from mlx_sumrl.config.stages import STEP_METRICS, StageConfig, UntilConfig
+from mlx_sumrl.config.training import GrpoConfig, OptimizerConfig, SftConfig, SftOptimizerConfig
+
+__all__ = [
+    "DEFAULT_DTYPE",
+    "REFERENCE_BITS",
+    "STEP_METRICS",
+    "CheckpointConfig",
+    "DataConfig",
+    "Dtype",
+    "EvaluationConfig",
+    "ExportConfig",
+    "GateConfig",
+    "GrammarConfig",
+    "GrpoConfig",
+    "LengthConfig",
+    "LoraConfig",
+    "OptimizerConfig",
+    "PolicyConfig",
+    "ReferenceKind",
+    "ReportingConfig",
+    "RewardConfig",
+    "Room",
+    "RunConfig",
+    "SamplingConfig",
+    "SftConfig",
+    "SftOptimizerConfig",
+    "StageConfig",
+    "TinyModelConfig",
+    "UntilConfig",
+]

@@ -1,0 +1,101 @@
+"""Options: how gradients become steps."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from mlx_sumrl.config.policy import ReferenceKind
+from mlx_sumrl.config.room import Room
+
+
+class OptimizerConfig(Room):
+    """How gradients become steps, and how small steps reach bfloat16 weights."""
+
+    kind: Literal["adamw", "lion", "adafactor", "muon"] = "adamw"
+    """AdamW; Lion keeps half of its state and wants a third to a tenth of its learning rate; Adafactor keeps
+    hardly any; Muon makes the steps of hidden matrices orthogonal (AdamW for the rest, same learning rate)."""
+    learning_rate: float = Field(default=1e-5, gt=0)
+    """Peak step size."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    """Decay of the first and second moment; Muon's momentum is the first, Adafactor has its own."""
+    eps: float = Field(default=1e-8, gt=0)
+    """Added to the root of the second moment."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled; on matrices only."""
+    rounding: Literal["stochastic", "compensated", "nearest"] = "stochastic"
+    """How an update is written into bfloat16 weights: `stochastic`, right on average; `compensated`, what did not
+    fit is kept for the next, in 2 more bytes per weight; `nearest` loses most of a small one."""
+    moments: Literal["float32", "bfloat16", "blocks8"] = "float32"
+    """How moments are kept: in 4, 2 or about 1 byte each. All of them decay."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Shape of the learning rate after warm-up; `linear` and `cosine` end at `final_share` of it."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps over which the learning rate rises from 0."""
+    final_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of the learning rate left at the end of a schedule."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients with a larger global norm are scaled down to it."""
+    max_bad_steps: int = Field(default=5, gt=0)
+    """Stop after this many steps in a row with a loss or gradient that is not finite."""
+
+
+class SftOptimizerConfig(OptimizerConfig):
+    """The same optimiser with the learning rate that supervised training bears."""
+
+    learning_rate: float = Field(default=1e-4, gt=0)
+    """Peak step size."""
+
+
+class SftConfig(Room):
+    """Supervised fine-tuning on the references, before any reinforcement."""
+
+    reference_column: str | None = None
+    """Column with the answers to learn; data.reference_column otherwise."""
+    steps: int = Field(default=200, gt=0)
+    """Optimiser steps."""
+    batch_size: int = Field(default=16, gt=0)
+    """Examples per step."""
+    micro_batch_tokens: int = Field(default=4096, gt=0)
+    """Token positions in one forward and backward pass; the gradient is the same whatever it is."""
+    optimizer: SftOptimizerConfig = SftOptimizerConfig()
+
+
+class GrpoConfig(Room):
+    """Group relative policy optimisation (Shao et al. 2024, arXiv:2402.03300) and its relatives."""
+
+    prompts_per_step: int = Field(default=4, gt=0)
+    """Prompts sampled for each step."""
+    group_size: int = Field(default=8, ge=2)
+    """Completions per prompt; a group of 1 has nothing to be compared with."""
+    loss: Literal["grpo", "bnpo", "dr_grpo", "dapo", "gspo"] = "dapo"
+    """How token losses are added up; see mlx_sumrl.training.loss."""
+    epsilon_low: float = Field(default=0.2, gt=0, lt=1)
+    """The ratio is clipped below 1 - epsilon_low."""
+    epsilon_high: float | None = Field(default=None, gt=0)
+    """The ratio is clipped above 1 + epsilon_high; null means epsilon_low, and 0.28 for dapo."""
+    correction: Literal["clip", "truncate", "mask", "none"] = "clip"
+    """What is done with a ratio far from 1: PPO's clip, a weight capped above, or left out."""
+    ratio_level: Literal["token", "sequence"] | None = None
+    """Ratio per token or per completion (its geometric mean); null means token, and sequence for gspo."""
+    truncate_at: float = Field(default=2.0, gt=1)
+    """Cap of the weight for `truncate`; `mask` leaves out ratios outside [1 / truncate_at, truncate_at]."""
+    beta: float = Field(default=0.0, ge=0)
+    """Weight of the KL to the reference; 0 loads no reference."""
+    reference: ReferenceKind = "copy"
+    """How full tuning keeps its reference: a whole `copy` of the weights, or about a half (`8bit`) or a quarter
+    (`4bit`) of a bfloat16 one. 8 bits measure nearly the same KL, 4 bits do not begin at 0: see
+    mlx_sumrl.policy.reference. With lora and dora it is the model without its adapters, which takes no memory."""
+    kl: Literal["k2", "k3", "k3_weighted"] = "k3_weighted"
+    """Estimator put in the loss; `k3` alone has the gradient of the forward KL, the others of the reverse."""
+    scale_advantages: Literal["group", "none"] = "group"
+    """Divide a group's advantages by its standard deviation, or not; dr_grpo never does."""
+    normalize_rewards: Literal["sum", "each"] = "sum"
+    """Normalise the weighted sum within the group, or each reward by itself before they are summed."""
+    updates_per_rollout: int = Field(default=1, gt=0)
+    """Optimiser steps on the same completions."""
+    micro_batch_tokens: int = Field(default=4096, gt=0)
+    """Token positions in one forward and backward pass; the gradient is the same whatever it is."""
+    share_prompt: bool = True
+    """Compute a prompt once for all completions of its group; off, once for each (the same, slower)."""

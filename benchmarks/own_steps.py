@@ -29,7 +29,7 @@ class Recorder(SilentProgress):
     def __init__(self) -> None:
         self.steps: list[Mapping[str, float]] = []
 
-    def update(self, step: int, metrics: Mapping[str, float]) -> None:
+    def update(self, step: int, metrics: Mapping[str, float], status: str = "") -> None:
         """Keep them."""
         self.steps.append(dict(metrics))
 

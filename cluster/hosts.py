@@ -9,13 +9,10 @@ import re
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from cluster.wire import EngineKind
 from mlx_sumrl.config import Room
-from mlx_sumrl.errors import UserError
-from mlx_sumrl.options.command_line import read_yaml
-from mlx_sumrl.options.errors import validation_sentence
 
 WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._:%-]{0,252}")
 """A host or user name: no leading dash, no separator."""
@@ -45,7 +42,7 @@ class HostConfig(Room):
     """ADDRESS:PORT that the worker listens on."""
     token_file: str
     """File over there that holds the bearer token."""
-    trainer_token_file: str | None = None
+    trainer_token_file: Path | None = None
     """File here with the same token; the shared one otherwise. The launcher does not look at it."""
     name: str = ""
     """What messages call it; the host otherwise."""
@@ -100,36 +97,3 @@ class HostConfig(Room):
         command = [self.python, "-m", "cluster.worker", "--model", self.model, "--engine", self.engine]
         command += ["--vllm", self.vllm] if self.vllm is not None else []
         return [*command, "--listen", self.listen, "--token-file", self.token_file, *self.options]
-
-
-def read_hosts(path: Path) -> tuple[HostConfig, ...]:
-    """`hosts` of a ``nodes.yaml``; its other keys are the trainer's. Raises `UserError`."""
-    given = read_yaml(path).get("hosts")
-    if not isinstance(given, list) or not given:
-        raise UserError(
-            f"{path} has no `hosts`: list the machines on which workers are to be started; workers named by their "
-            "URL under `workers` are started by hand"
-        )
-    hosts = []
-    for place, one in enumerate(given):
-        if isinstance(one, dict) and (odd := sorted(map(str, one.keys() - HostConfig.model_fields.keys()))):
-            raise UserError(
-                f"{path}: hosts.{place} has the unknown key {odd[0]!r}; known are "
-                f"{', '.join(HostConfig.model_fields)}"
-            )
-        try:
-            hosts.append(HostConfig.model_validate(one))
-        except ValidationError as error:
-            where = f"hosts.{place}"
-            if isinstance(one, dict) and isinstance(one.get("host"), str):
-                where += f" ({one['host']!a})"
-            raise UserError(
-                f"{path}: {where}: {validation_sentence(HostConfig, error, lambda _: '')}"
-            ) from None
-    for what, values in (
-        ("name", [host.title for host in hosts]),
-        ("place to listen", [f"{host.host}, port {host.listen_port}" for host in hosts]),
-    ):
-        if twice := next((value for value in values if values.count(value) > 1), None):
-            raise UserError(f"{path}: two hosts have the {what} {twice!r}; give each one of its own")
-    return tuple(hosts)

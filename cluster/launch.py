@@ -15,7 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
-from cluster.hosts import HostConfig, read_hosts
+from cluster.hosts import HostConfig
+from cluster.nodes import read_hosts
 from cluster.remote_scripts import (
     FOLLOW,
     PREFLIGHT,

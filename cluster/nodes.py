@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from cluster.hosts import HostConfig
 from mlx_sumrl.config import Room
 from mlx_sumrl.errors import UserError
 from mlx_sumrl.options import tree
@@ -65,7 +66,7 @@ class NodesConfig(Room):
 
     workers: tuple[WorkerNode, ...] = ()
     """Workers: plain URLs, or `{url, name, token_file}`."""
-    hosts: tuple[dict[str, Any], ...] = ()
+    hosts: tuple[HostConfig, ...] = ()
     """Machines on which `python -m cluster.launch` starts workers; each is also a worker, by `host` and `listen`."""
     token_file: Path | None = None
     """File that holds the bearer token of every worker that names none of its own."""
@@ -135,15 +136,11 @@ class NodesConfig(Room):
         )
 
 
-def _worker_on(host: dict[str, Any]) -> WorkerNode:
-    address, listen = host.get("host"), str(host.get("listen", ""))
-    port = listen.rpartition(":")[2]
-    if not address or not port.isdigit():
-        raise ValueError(f"hosts: {host!r} needs `host: NAME` and `listen: ADDRESS:PORT`")
-    # A host's own token_file is a path over there; the trainer's copy is the shared one.
+def _worker_on(host: HostConfig) -> WorkerNode:
+    address = f"[{host.host}]" if ":" in host.host else host.host
+    # A host's own token_file is a path over there.
     return WorkerNode(
-        url=f"http://{address}:{port}",
-        name=host.get("name", address),
+        url=f"http://{address}:{host.listen_port}", name=host.title, token_file=host.trainer_token_file
     )
 
 
@@ -165,7 +162,23 @@ def read_nodes(path: Path) -> NodesConfig:
         return None if file is None else own / file.expanduser()
 
     workers = tuple(one.model_copy(update={"token_file": beside(one.token_file)}) for one in nodes.workers)
-    return nodes.model_copy(update={"workers": workers, "token_file": beside(nodes.token_file)})
+    hosts = tuple(
+        one.model_copy(update={"trainer_token_file": beside(one.trainer_token_file)}) for one in nodes.hosts
+    )
+    return nodes.model_copy(
+        update={"workers": workers, "hosts": hosts, "token_file": beside(nodes.token_file)}
+    )
+
+
+def read_hosts(path: Path) -> tuple[HostConfig, ...]:
+    """The machines of a ``nodes.yaml`` on which workers are to be started. Raises `UserError`."""
+    hosts = read_nodes(path).hosts
+    if not hosts:
+        raise UserError(
+            f"{path} has no `hosts`: list the machines on which workers are to be started; workers named by their "
+            "URL under `workers` are started by hand"
+        )
+    return hosts
 
 
 def token_of(worker: WorkerNode) -> str | None:

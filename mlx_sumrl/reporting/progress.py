@@ -31,8 +31,8 @@ class Progress(Protocol):
         """A stage of ``total`` steps begins, ``done`` of them behind it."""
         ...
 
-    def update(self, step: int, metrics: Mapping[str, float]) -> None:
-        """``step`` steps of the stage are done; the metrics are those of the last."""
+    def update(self, step: int, metrics: Mapping[str, float], status: str = "") -> None:
+        """``step`` steps of the stage are done; the metrics are those of the last. ``status``: who samples, and how."""
         ...
 
     def note(self, text: str) -> None:
@@ -75,8 +75,8 @@ class Pace:
         return statistics.median(self._seconds) * max(self.total - self.done, 0)
 
 
-def summary(metrics: Mapping[str, float], pace: Pace) -> str:
-    """The numbers worth watching, as ``reward 0.52  within 61%  1,830 tokens/s  ETA 3:10``."""
+def summary(metrics: Mapping[str, float], pace: Pace, status: str = "") -> str:
+    """The numbers worth watching, as ``reward 0.52  within 61%  1,830 tokens/s  ETA 3:10``; then the status."""
     parts = []
     for name, label in (("reward/mean", "reward {:.3f}"), ("loss", "loss {:.3f}")):
         if name in metrics:
@@ -88,6 +88,8 @@ def summary(metrics: Mapping[str, float], pace: Pace) -> str:
         parts.append(f"{metrics['tokens_per_second']:,.0f} tokens/s")
     if pace.seconds_left is not None:
         parts.append(f"ETA {duration(pace.seconds_left)}")
+    if status:
+        parts.append(f"| {status}")
     return "  ".join(parts)
 
 
@@ -119,7 +121,7 @@ class SilentProgress(_Closing):
     def start(self, title: str, total: int, done: int = 0) -> None:
         """Nothing."""
 
-    def update(self, step: int, metrics: Mapping[str, float]) -> None:
+    def update(self, step: int, metrics: Mapping[str, float], status: str = "") -> None:
         """Nothing."""
 
     def note(self, text: str) -> None:
@@ -156,12 +158,11 @@ class PlainProgress(_Closing):
         self._pace = Pace(total, done, self._clock)
         self._written = -math.inf
 
-    def update(self, step: int, metrics: Mapping[str, float]) -> None:
+    def update(self, step: int, metrics: Mapping[str, float], status: str = "") -> None:
         """A line, when it is time for one."""
         self._pace.advance(step)
-        self._waiting = (
-            f"{self._title}  step {step}/{self._pace.total}  {summary(metrics, self._pace)}".rstrip()
-        )
+        told = summary(metrics, self._pace, status)
+        self._waiting = f"{self._title}  step {step}/{self._pace.total}  {told}".rstrip()
         due = self._clock() - self._written >= self._every_seconds
         if due or step >= self._pace.total or (self._every_steps and step % self._every_steps == 0):
             self._write_status()
@@ -233,11 +234,11 @@ class LiveProgress(_Closing):
         self._task = self._rich.add_task(escape(title), total=total, completed=done, summary="")
         self._rich.start()
 
-    def update(self, step: int, metrics: Mapping[str, float]) -> None:
+    def update(self, step: int, metrics: Mapping[str, float], status: str = "") -> None:
         """Moves the line on."""
         self._pace.advance(step)
         if self._rich is not None:
-            self._rich.update(self._task, completed=step, summary=summary(metrics, self._pace))
+            self._rich.update(self._task, completed=step, summary=summary(metrics, self._pace, status))
 
     def note(self, text: str) -> None:
         """A line above the live one."""

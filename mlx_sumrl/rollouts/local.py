@@ -122,6 +122,10 @@ class LocalSampler:
         """Nothing is waited for and nothing asked twice."""
         return {"groups/requeued": 0.0, "time/wait": 0.0}
 
+    def status(self) -> str:
+        """Nothing to tell: this process samples."""
+        return ""
+
     def sample(
         self, examples: Sequence[Example], group_size: int, sampling: Sampling, seed: int
     ) -> list[Group]:

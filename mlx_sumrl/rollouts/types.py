@@ -99,3 +99,7 @@ class TrainingSampler(Sampler, Protocol):
     def report(self) -> Mapping[str, float]:
         """Metrics of the last `sample`, by DESIGN's names: ``groups/requeued``, ``time/wait``, what else there is."""
         ...
+
+    def status(self) -> str:
+        """For the progress line: each machine that samples, and how it does; empty where that is this one."""
+        ...

@@ -242,6 +242,7 @@ class Trainer:
         self.progress.update(
             self.state.phase_step,
             {key: value for key, value in metrics.items() if isinstance(value, int | float)},
+            self.sampler.status(),
         )
 
     def _update(self, gradient: BatchGradient, rate: float) -> dict[str, float]:

@@ -12,8 +12,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.hosts import HostConfig, read_hosts
+from cluster.hosts import HostConfig
 from cluster.launch import main
+from cluster.nodes import read_hosts
 from cluster.remote_scripts import answers, script
 from cluster.units import launchd_unit, systemd_unit
 from mlx_sumrl.errors import UserError
@@ -56,7 +57,7 @@ def test_a_host_by_hand(tmp_path: Path) -> None:
         ({"listen": "0.0.0.0:99999"}, "ADDRESS:PORT"),
         ({"listen": "x;id:80"}, "ADDRESS:PORT"),
         ({"engine": "other"}, "engine"),
-        ({"more": 1}, "unknown key 'more'"),
+        ({"more": 1}, "unknown option hosts.0.more"),
         ({"options": ["a\0b"]}, "cannot be seen"),
     ],
 )

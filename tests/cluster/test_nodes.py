@@ -37,11 +37,16 @@ def test_plain_urls_and_named_workers(tmp_path: Path) -> None:
 
 
 def test_hosts_are_workers_too(tmp_path: Path) -> None:
-    host = "{host: mini-2, listen: '0.0.0.0:8500', engine: vllm-metal, model: m, token_file: there}"
-    text = f"hosts: [{host}]\ntoken_file: t\n"
-    (worker,) = read_nodes(written(tmp_path, text)).all_workers()
-    assert (worker.url, worker.name) == ("http://mini-2:8500", "mini-2")
-    assert worker.token_file == tmp_path / "t"
+    shared = "listen: '0.0.0.0:8500', engine: mlx, model: m, token_file: there, directory: /d"
+    text = (
+        f"hosts: [{{host: mini-2, {shared}}}, {{host: 'fe80::1', name: six, trainer_token_file: own, {shared}}}]\n"
+        "token_file: t\n"
+    )
+    first, second = read_nodes(written(tmp_path, text)).all_workers()
+    assert (first.url, first.name) == ("http://mini-2:8500", "mini-2")
+    assert first.token_file == tmp_path / "t"
+    assert (second.url, second.name) == ("http://[fe80::1]:8500", "six")
+    assert second.token_file == tmp_path / "own"
 
 
 @pytest.mark.parametrize(
@@ -69,7 +74,7 @@ def test_hosts_are_workers_too(tmp_path: Path) -> None:
         ),
         ("workers: [{url: http://a, nam: b}]", "unknown option workers.0.nam (value 'b'); did you mean"),
         ("workers: [http://a]\nmax_staleness: -1", "max_staleness is -1"),
-        ("hosts: [{host: a}]", "needs `host: NAME` and `listen: ADDRESS:PORT`"),
+        ("hosts: [{host: a}]", "hosts.0.directory is missing"),
     ],
 )
 def test_what_is_refused_in_one_sentence(tmp_path: Path, text: str, said: str) -> None:

@@ -91,6 +91,15 @@ class TestPlain:
     def test_the_line(self) -> None:
         assert self.run(5, 3)[0] == "length  step 1/3  reward 0.523  within 61%  1,830 tokens/s  ETA 0:10"
 
+    def test_who_samples_comes_last(self) -> None:
+        file = io.StringIO()
+        with PlainProgress(file, clock=FakeClock()) as progress:
+            progress.start("length", 2)
+            progress.update(1, {"loss": 0.5}, "mini-1 v3 830/s 4 asked  mini-2 away 0/s 0 asked 2 failed")
+        assert file.getvalue().endswith(
+            "  ETA 0:00  | mini-1 v3 830/s 4 asked  mini-2 away 0/s 0 asked 2 failed\n"
+        )
+
     def test_the_last_step_is_shown_when_a_stage_ends_early(self) -> None:
         clock, file = FakeClock(), io.StringIO()
         progress = PlainProgress(file, clock=clock)

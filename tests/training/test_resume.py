@@ -218,7 +218,7 @@ class PowerCut(SilentProgress):
     def __init__(self, after: int) -> None:
         self.left = after
 
-    def update(self, step: int, metrics: Mapping[str, float]) -> None:
+    def update(self, step: int, metrics: Mapping[str, float], status: str = "") -> None:
         self.left -= 1
         if self.left == 0:
             raise PowerCutError

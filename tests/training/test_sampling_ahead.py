@@ -44,6 +44,9 @@ class ListeningSampler(LocalSampler):
         self.told.append(("publish", policy_version))
         super().publish(policy_version)
 
+    def status(self) -> str:
+        return ""
+
     def report(self) -> Mapping[str, float]:
         return {**super().report(), "time/wait": 7.0}
 

@@ -219,6 +219,9 @@ class StaleSampler:
     def prepare(self, examples: Sequence[Example], group_size: int, sampling: Sampling, seed: int) -> None:
         """Nor does it look ahead."""
 
+    def status(self) -> str:
+        return ""
+
     def report(self) -> Mapping[str, float]:
         return {}
 

@@ -1,4 +1,4 @@
-"""`recipes.grpo_staged --cluster` over two workers with a real vLLM each: thirty steps, and all that can befall one.
+"""`recipes.grpo_staged --cluster` over two workers with a real vLLM each: plain runs, and one that all befalls.
 
 Needs ``make vllm`` and ../shared; $VLLM_ENV names another environment.
 """
@@ -22,9 +22,12 @@ from tests.cluster.running_worker import TOKEN, Worker, until
 from tests.cluster.test_real_vllm import MODEL, START_S, VLLM, engine_of
 from tests.recipes.programs import SHARED, start, tiny_job, write_options
 
-BACK_S = 30.0
-"""From an engine's first healthy answer to its worker's serving the current version."""
-STOPPED_S = float(os.environ.get("SECONDS_STOPPED", "5"))
+BACK_S = 120.0
+"""From an engine's first healthy answer to its worker's serving the current version: a few seconds on a quiet machine;
+`back` prints how many."""
+STEPS = int(os.environ.get("CLUSTER_STEPS", "10"))
+"""Of the runs in which nothing happens; 30 were tried by hand."""
+STOPPED_S = float(os.environ.get("CLUSTER_STOPPED_S", "5"))
 """How long a worker is held; a minute was tried by hand."""
 
 pytestmark = [
@@ -133,8 +136,8 @@ def check_steps(rows: list[dict[str, Any]]) -> None:
 
 @pytest.mark.parametrize("tuning", ["lora", "full"])
 @pytest.mark.parametrize("staleness", [0, 1])
-def test_thirty_steps(tuning: str, staleness: int, tmp_path: Path, workers: list[RealWorker]) -> None:
-    steps = 10 if staleness == 0 else 30
+def test_a_run_of_two_stages(tuning: str, staleness: int, tmp_path: Path, workers: list[RealWorker]) -> None:
+    steps = 4 if staleness == 0 else STEPS
     write_options(tmp_path, job(tuning, steps))
     urls = [f"http://{one.name}" for one in workers]
     nodes(tmp_path, workers[0].token_file, urls, max_staleness=staleness)
@@ -144,7 +147,9 @@ def test_thirty_steps(tuning: str, staleness: int, tmp_path: Path, workers: list
     rows = steps_of(tmp_path)
     assert len(rows) == steps
     check_steps(rows)
-    assert {row["staleness/max"] for row in rows[1:]} == ({0} if staleness == 0 else {0, 1})
+    assert rows[0]["staleness/max"] == 0
+    # The second step's groups were asked for before there was a version 1.
+    assert rows[1]["staleness/max"] == rows[1]["staleness/mean"] == staleness
     assert all(row["groups/requeued"] == 0 for row in rows)
     assert all(row[f"cluster/{one.name}/failures"] == 0 for row in rows for one in workers)
 
@@ -185,8 +190,10 @@ def test_all_that_befalls_a_cluster(tmp_path: Path, workers: list[RealWorker]) -
             first.kill()
             second.kill()
             said, _ = program.communicate(timeout=120)
-        finally:
+        except BaseException:
             program.kill()
+            print(program.communicate()[0])  # shown beside the failure
+            raise
         assert program.returncode == 2, said
         assert "--resume" in said
     rows = steps_of(tmp_path)
@@ -231,7 +238,9 @@ def back(folder: Path, name: str) -> None:
         last = steps_of(folder)[-1]
         return bool(last[f"cluster/{name}/version"] >= last["policy_version"] - 1)
 
+    began = time.monotonic()
     until(there, f"{name} with the current version", BACK_S)
+    print(f"{name} is back after {time.monotonic() - began:.1f} s")
 
 
 def healthy_and_current(one: RealWorker, folder: Path, name: str) -> None:

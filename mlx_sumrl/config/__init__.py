@@ -16,6 +16,14 @@ from mlx_sumrl.config.policy import (
     ReferenceKind,
     TinyModelConfig,
 )
+from mlx_sumrl.config.prepare import (
+    ColumnsConfig,
+    DuplicatesConfig,
+    FilterConfig,
+    PrepareConfig,
+    SourceConfig,
+    SplitConfig,
+)
 from mlx_sumrl.config.rewards import GateConfig, RewardConfig
 from mlx_sumrl.config.rollouts import LengthConfig, SamplingConfig
 from mlx_sumrl.config.room import Room
@@ -28,10 +36,13 @@ __all__ = [
     "REFERENCE_BITS",
     "STEP_METRICS",
     "CheckpointConfig",
+    "ColumnsConfig",
     "DataConfig",
     "Dtype",
+    "DuplicatesConfig",
     "EvaluationConfig",
     "ExportConfig",
+    "FilterConfig",
     "GateConfig",
     "GrammarConfig",
     "GrpoConfig",
@@ -39,6 +50,7 @@ __all__ = [
     "LoraConfig",
     "OptimizerConfig",
     "PolicyConfig",
+    "PrepareConfig",
     "ReferenceKind",
     "ReportingConfig",
     "RewardConfig",
@@ -47,6 +59,8 @@ __all__ = [
     "SamplingConfig",
     "SftConfig",
     "SftOptimizerConfig",
+    "SourceConfig",
+    "SplitConfig",
     "StageConfig",
     "TinyModelConfig",
     "UntilConfig",

@@ -25,7 +25,7 @@ def language_of(text: str) -> tuple[str, float]:
     """ISO 639 code of a text's language (`en`, `zh`, `de`, ...) and how sure that is, 0 to 1.
 
     Chinese of any kind is `zh`. ``("und", 0.0)`` where there is no letter. A text of one or two words is a
-    guess, which its confidence says.
+    guess, which its confidence says; close relatives (Russian and Ukrainian, Czech and Slovak) share theirs.
     """
     head = text[:LOOKED_AT]
     if not any(character.isalpha() for character in head):

@@ -71,23 +71,24 @@ def time_split(dates: Sequence[datetime], sizes: Sizes) -> list[SplitName]:
     ordered = sorted(dates)
     # A cut before position p is one between different dates.
     cuts = [p for p in range(1, len(ordered)) if ordered[p - 1] < ordered[p]]
+    wanted: list[tuple[SplitName, int]] = [("test", sizes.test), ("validation", sizes.validation)]
+    wanted = [(split, size) for split, size in wanted if size]
+    if len(cuts) < len(wanted):
+        names = ", ".join(["train", *(split for split, _ in wanted)])
+        raise UserError(
+            f"{len(ordered)} rows have only {len(cuts) + 1} different dates, too few for {names}: set "
+            f"--split.{wanted[-1][0]} 0, or split randomly with --split.by random"
+        )
+    begins: list[tuple[SplitName, datetime]] = []
     until = len(ordered)
-    begins: dict[SplitName, datetime | None] = {"test": None, "validation": None}
-    for split, size in (("test", sizes.test), ("validation", sizes.validation)):
-        if not size:
-            continue
-        possible = [p for p in cuts if p < until]
-        if not possible:
-            raise UserError(
-                f"the dates have too few different values to cut {split} rows off ({len(cuts) + 1} in all): "
-                f"set --split.{split} 0, or split randomly with --split.by random"
-            )
+    for still_to_cut, (split, size) in zip(range(len(wanted) - 1, -1, -1), wanted, strict=True):
+        possible = [p for p in cuts[still_to_cut:] if p < until]
         until = min(possible, key=lambda p: (abs(until - p - size), p))
-        begins[split] = ordered[until]  # type: ignore[index]
+        begins.append((split, ordered[until]))
 
     def split_of(moment: datetime) -> SplitName:
-        for split, begin in begins.items():
-            if begin is not None and moment >= begin:
+        for split, begin in begins:
+            if moment >= begin:
                 return split
         return "train"
 

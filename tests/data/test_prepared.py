@@ -1,0 +1,327 @@
+"""Preparing as a whole: every row is in one split or in the account, and nothing leaks unless it is allowed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mlx_sumrl.config.prepare import PrepareConfig
+from mlx_sumrl.data.data_card import card_page, make_card
+from mlx_sumrl.data.prepared import Prepared, prepare
+from mlx_sumrl.errors import UserError
+
+MADE_WITH = {"command": "prepare", "versions": {"python": "3"}}
+
+
+def text(n: int, words: int = 40) -> str:
+    """Words that no other number has."""
+    return " ".join(f"w{n}x{k}" for k in range(words))
+
+
+def near(n: int) -> str:
+    """`text(n)` with one word changed: 3 of its 38 shingles go and 3 come, .85."""
+    return text(n).replace(f"w{n}x10 ", f"changed{n} ")
+
+
+def row(n: int, **other: Any) -> dict[str, Any]:
+    return {"id": f"r{n}", "document": text(n), "summary": f"Short {n}.", **other}
+
+
+def write(path: Path, rows: list[Any]) -> str:
+    path.write_text("".join(json.dumps(one) + "\n" for one in rows), encoding="utf-8")
+    return str(path)
+
+
+def config(*files: str, **options: Any) -> PrepareConfig:
+    return PrepareConfig.model_validate(
+        {"sources": [{"source": file} for file in files], "out": "out", "tokenizer": None, **options}
+    )
+
+
+def ids(prepared: Prepared) -> dict[str, set[str]]:
+    return {name: {one.id for one in rows} for name, rows in prepared.splits.items()}
+
+
+def check_account(prepared: Prepared) -> None:
+    written = sum(len(rows) for rows in prepared.splits.values())
+    left_out = sum(len(dropped) for dropped in prepared.dropped.values())
+    assert sum(source.records for source in prepared.sources) == written + left_out
+    everyone = [one.id for rows in prepared.splits.values() for one in rows]
+    assert len(set(everyone)) == len(everyone)
+
+
+def test_random(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.jsonl", [row(n) for n in range(100)])
+    prepared = prepare(config(file, split={"validation": 10, "test": 0.05}))
+    check_account(prepared)
+    assert {name: len(rows) for name, rows in prepared.splits.items()} == {
+        "train": 85,
+        "validation": 10,
+        "test": 5,
+    }
+    again = prepare(config(file, split={"validation": 10, "test": 0.05}))
+    for name, rows in prepared.splits.items():
+        assert [one.to_json() for one in again.splits[name]] == [one.to_json() for one in rows]
+    assert ids(prepare(config(file, split={"validation": 10, "test": 0.05}, seed=1))) != ids(prepared)
+    assert [one.id for one in prepared.splits["train"]] != sorted(one.id for one in prepared.splits["train"])
+
+
+def test_planted_copies_stay_together(tmp_path: Path) -> None:
+    rows = [row(n) for n in range(60)]
+    rows += [{**row(n), "id": f"exact{n}", "document": text(n).upper()} for n in range(10)]
+    rows += [{**row(n), "id": f"near{n}", "document": near(n)} for n in range(5, 15)]
+    prepared = prepare(config(write(tmp_path / "a.jsonl", rows), split={"validation": 0.2, "test": 0.2}))
+    check_account(prepared)
+    assert len(prepared.duplicates.exact) == 10
+    assert len(prepared.duplicates.near) == 10
+    assert prepared.leaks == []
+    of = {one.id: name for name, members in prepared.splits.items() for one in members}
+    assert {name: len(members) for name, members in prepared.splits.items()}.keys() == {
+        "train",
+        "validation",
+        "test",
+    }
+    for n in range(15):
+        assert len({of[key] for key in (f"r{n}", f"exact{n}", f"near{n}") if key in of}) == 1
+
+
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.sampled_from(["ann", "bob", "cy", "dee", "eve", None]), min_size=8, max_size=30), st.data()
+)
+def test_groups_stay_together(tmp_path: Path, groups: list[str | None], data: st.DataObject) -> None:
+    groups = [*groups, *[None] * 5]  # enough rows in no group to fill the test split
+    rows = [row(n, author=group) for n, group in enumerate(groups)]
+    test_rows = data.draw(st.integers(1, 5))
+    options = config(
+        write(tmp_path / "a.jsonl", rows),
+        group_column="author",
+        split={"validation": 0, "test": test_rows},
+        seed=data.draw(st.integers(0, 1000)),
+    )
+    prepared = prepare(options)
+    check_account(prepared)
+    assert len(prepared.splits["test"]) == test_rows
+    of = {one.id: name for name, members in prepared.splits.items() for one in members}
+    for group in set(groups) - {None}:
+        assert len({of[f"r{n}"] for n, own in enumerate(groups) if own == group}) == 1
+
+
+def test_by_time(tmp_path: Path) -> None:
+    rows = [row(n, day=f"2024-01-{1 + n * 7 % 30:02}") for n in range(30)]
+    rows += [row(30, day="soon"), row(31, day=None), row(32)]
+    file = write(tmp_path / "a.jsonl", rows)
+    prepared = prepare(config(file, date_column="day", split={"validation": 3, "test": 6}))
+    check_account(prepared)
+    assert prepared.dropped == {"no readable date": ["r30", "r31", "r32"]}
+    days = {name: [one.kept["day"] for one in members] for name, members in prepared.splits.items()}
+    assert days["train"] == [f"2024-01-{day:02}" for day in range(1, 22)]
+    assert days["validation"] == ["2024-01-22", "2024-01-23", "2024-01-24"]
+    assert days["test"] == [f"2024-01-{day:02}" for day in range(25, 31)]
+    # Randomly split, undated rows are as good as any.
+    assert prepare(config(file, date_column="day", split={"by": "random"})).dropped == {}
+
+
+@pytest.mark.parametrize("kind", ["exact", "near", "group"])
+def test_leaks_through_time(tmp_path: Path, kind: str) -> None:
+    rows = [row(n, day=2000 + n, author=f"a{n}") for n in range(20)]
+    if kind == "group":
+        rows[19]["author"] = "a0"
+    else:
+        rows[19]["document"] = near(0) if kind == "near" else f" {text(0)} "
+    file = write(tmp_path / "a.jsonl", rows)
+
+    def made(leakage: str) -> Prepared:
+        return prepare(
+            config(
+                file,
+                date_column="day",
+                group_column="author",
+                split={"validation": 2, "test": 2},
+                leakage=leakage,
+            )
+        )
+
+    with pytest.raises(UserError) as error:
+        made("error")
+    said = {"exact": "1 exact", "near": "1 near", "group": "1 by group"}[kind]
+    similarity = " at 0.85" if kind == "near" else ""
+    assert "1 of 20 rows leak" in str(error.value)
+    assert f"({said}: r0 of train and r19 of test{similarity})" in str(error.value)
+    left_out = made("drop")
+    check_account(left_out)
+    assert left_out.dropped == {f"leaks from train ({kind})": ["r0"]}
+    assert "r0" not in ids(left_out)["train"]
+    allowed = made("allow")
+    assert "r0" in ids(allowed)["train"]
+    card = make_card(allowed, config(file, leakage="allow"), None, MADE_WITH)
+    assert card["leakage"]["rows_by_kind"] == {"exact": 0, "near": 0, "group": 0, kind: 1}
+    assert "1 rows leak into a split that is held out more" in card_page(card, "a")
+
+
+def test_the_source_s_own_splits(tmp_path: Path) -> None:
+    files = [
+        write(tmp_path / "train.jsonl", [row(n) for n in range(10)]),
+        write(tmp_path / "dev.jsonl", [row(n) for n in range(10, 13)]),
+        write(tmp_path / "test.jsonl", [row(n) for n in range(13, 15)]),
+    ]
+    prepared = prepare(config(*files, split={"by": "source"}))
+    assert ids(prepared) == {
+        "train": {f"r{n}" for n in range(10)},
+        "validation": {"r10", "r11", "r12"},
+        "test": {"r13", "r14"},
+    }
+    assert [one.id for one in prepared.splits["train"]] == [f"r{n}" for n in range(10)]
+    write(tmp_path / "test.jsonl", [row(13), {**row(1), "id": "copy"}])
+    with pytest.raises(UserError, match="1 exact: r1 of train and copy of test"):
+        prepare(config(*files, split={"by": "source"}))
+    assert ids(prepare(config(*files, split={"by": "source"}, duplicates={"drop": "exact"})))["test"] == {
+        "r13",
+        "copy",
+    }
+    with pytest.raises(UserError, match=r"10 of 10 rows have no split of their own \(the first is r0\)"):
+        prepare(config(write(tmp_path / "a.jsonl", [row(n) for n in range(10)]), split={"by": "source"}))
+    with pytest.raises(UserError, match="train has no row: no file or split is named so"):
+        prepare(config(files[2], split={"by": "source"}))
+
+
+def test_filters(tmp_path: Path) -> None:
+    english = "The weather was bad in the north of the country on Monday, and many trains were late."
+    german = "Das Wetter war am Montag im Norden des Landes schlecht, und viele Züge hatten Verspätung."
+    rows = [
+        *(
+            {"id": f"e{n}", "document": f"{english} {text(n)}", "summary": f"Trains were late {n}."}
+            for n in range(5)
+        ),
+        {"id": "german", "document": german, "summary": "Züge hatten am Montag Verspätung."},
+        {"id": "mixed", "document": english, "summary": german},
+        {"id": "copy", "document": f"{english} One.", "summary": f"So:  {english.upper()} ONE."},
+        {"id": "short", "document": f"{english} Two.", "summary": "Late."},
+        {"id": "long", "document": f"{english} Three.", "summary": "Trains were late " * 5},
+        {"id": "brief", "document": "It rained.", "summary": "There was rain."},
+        {"id": "empty", "document": english, "summary": ""},
+    ]
+    file = write(tmp_path / "a.jsonl", rows)
+    prepared = prepare(
+        config(
+            file,
+            split={"validation": 1, "test": 0},
+            filters={"languages": ["en"], "min_summary": 2, "max_summary": 12, "min_document": 3},
+        )
+    )
+    check_account(prepared)
+    assert prepared.dropped == {
+        "empty summary": ["a.jsonl:12"],
+        "document in another language (de)": ["german"],
+        "summary in another language (de)": ["mixed"],
+        "summary holds the whole document": ["copy"],
+        "summary shorter than 2 words": ["short"],
+        "summary longer than 12 words": ["long"],
+        "document shorter than 3 words": ["brief"],
+    }
+    assert sum(len(members) for members in prepared.splits.values()) == 5
+    # Nothing but what cannot be used, where nothing is asked.
+    plain = prepare(config(file, split={"validation": 1, "test": 0}, filters={"copies": True}))
+    assert plain.dropped == {"empty summary": ["a.jsonl:12"]}
+    with pytest.raises(UserError, match=r"no row is left: 1 x empty summary, .*widen the filters"):
+        prepare(config(file, filters={"languages": ["fr"]}))
+
+
+def test_lengths_in_tokens(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.jsonl", [{**row(n), "summary": "x" * (n + 1)} for n in range(10)])
+
+    def letters(texts: Any) -> list[int]:
+        return [len(one) for one in texts]
+
+    options = config(
+        file,
+        tokenizer="folder",
+        filters={"unit": "tokens", "max_summary": 8},
+        split={"validation": 1, "test": 0},
+    )
+    prepared = prepare(options, letters)
+    assert prepared.dropped == {"summary longer than 8 tokens": ["r8", "r9"]}
+    card = make_card(prepared, options, letters, MADE_WITH)
+    lengths = [len(one.summary) for one in prepared.splits["train"]]
+    assert card["splits"]["train"]["summary"]["tokens"]["max"] == max(lengths)
+    assert card["splits"]["train"]["summary"]["tokens"]["mean"] == round(sum(lengths) / len(lengths), 2)
+    assert card["splits"]["train"]["document"]["words"]["median"] == 40
+    with pytest.raises(ValueError, match="needs --tokenizer"):
+        config(file, filters={"unit": "tokens"})
+
+
+@pytest.mark.parametrize(("drop", "left"), [("none", 8), ("exact", 7), ("near", 6)])
+def test_duplicates_that_are_left_out(tmp_path: Path, drop: str, left: int) -> None:
+    rows = [
+        *(row(n) for n in range(6)),
+        {**row(0), "id": "exact"},
+        {**row(0), "id": "near", "document": near(0)},
+    ]
+    file = write(tmp_path / "a.jsonl", rows)
+    prepared = prepare(config(file, duplicates={"drop": drop}, split={"validation": 0, "test": 1}))
+    check_account(prepared)
+    assert len(prepared.rows) == left
+    assert (
+        prepared.dropped
+        == {
+            "none": {},
+            "exact": {"exact duplicate": ["exact"]},
+            "near": {"exact duplicate": ["exact"], "near duplicate": ["near"]},
+        }[drop]
+    )
+    assert len(prepared.duplicates.links()) == {"none": 2, "exact": 1, "near": 0}[drop]
+
+
+def test_ids_become_unique(tmp_path: Path) -> None:
+    rows = [{**row(n), "id": "same" if n < 3 else f"r{n}"} for n in range(8)] + [{**row(8), "id": "same#2"}]
+    prepared = prepare(config(write(tmp_path / "a.jsonl", rows), split={"validation": 0, "test": 1}))
+    check_account(prepared)
+    assert prepared.renamed == 2
+    assert {one.document: one.id for one in prepared.rows}[text(1)] == "same#3"
+    assert {one.document: one.id for one in prepared.rows}[text(8)] == "same#2"
+
+
+def test_chats_and_documents_do_not_mix(tmp_path: Path) -> None:
+    chat = {"messages": [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Ho."}]}
+    files = [write(tmp_path / "a.jsonl", [row(0)]), write(tmp_path / "b.jsonl", [chat])]
+    with pytest.raises(UserError, match=r"b\.jsonl holds chats and .*a\.jsonl documents"):
+        prepare(config(*files))
+
+
+def test_the_card(tmp_path: Path) -> None:
+    rows: list[Any] = [row(n, day=2000 + n) for n in range(20)]
+    rows += [{**row(20), "summary": ""}, {**row(3), "id": "copy", "document": text(3).upper(), "day": 2003}]
+    options = config(
+        write(tmp_path / "a.jsonl", rows), date_column="day", licence="MIT | free", instruction="Sum."
+    )
+    prepared = prepare(options)
+    card = json.loads(json.dumps(make_card(prepared, options, None, MADE_WITH)))
+    assert card["rows"] == {"read": 22, "written": 21, "left_out": 1, "renamed": 0}
+    assert {name: split["rows"] for name, split in card["splits"].items()} == {
+        "train": 19,
+        "validation": 1,
+        "test": 1,
+    }
+    assert card["splits"]["test"]["dates"] == {
+        "first": "2019-01-01T00:00:00+00:00",
+        "last": "2019-01-01T00:00:00+00:00",
+    }
+    assert card["left_out"] == {"empty summary": {"rows": 1, "ids": ["a.jsonl:21"]}}
+    assert card["duplicates"]["exact"] == [["r3", "copy"]]
+    assert card["duplicates"]["exact_rows"] == 1
+    assert card["options"]["split"]["validation"] == 0.05
+    page = card_page(card, "mine")
+    for said in (
+        "# mine",
+        "MIT \\| free",
+        "split by time",
+        "| empty summary | 1 | a.jsonl:21 |",
+        "Sum.",
+        "prepare",
+    ):
+        assert said in page

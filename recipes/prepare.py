@@ -32,8 +32,9 @@ from mlx_sumrl.options.command_line import exit_code_of, parse_command
 from mlx_sumrl.reporting.progress import make_progress
 
 DESCRIPTION = (
-    "Prepare a dataset: read sources, leave out what cannot be used, look for duplicates, split without leakage, "
-    "and write train.jsonl, validation.jsonl, test.jsonl and a card into a new folder. Declared sources: "
+    "Prepare a dataset, as with --source posts.jsonl --document_column post --summary_column tl_dr --out data/posts: "
+    "read sources, leave out what cannot be used, look for duplicates, split without leakage, and write train.jsonl, "
+    "validation.jsonl, test.jsonl and a card into a new folder. Declared sources: "
     f"{described()}. Any .jsonl, .csv or .parquet file, folder of these, or Hugging Face dataset (owner/name) is a "
     "source too."
 )
@@ -99,7 +100,8 @@ def _with_sources(argv: list[str]) -> list[str]:
         return rest
     if any(word.partition("=")[0] == "--sources" for word in rest):
         raise UserError("--source and --sources say the same thing: give one of them")
-    return [*rest, "--sources", json.dumps(sources)]
+    # In front, so that --sources.0.rows finds an entry to change.
+    return ["--sources", json.dumps(sources), *rest]
 
 
 def _token_counter(folder: str) -> CountTokens:

@@ -17,10 +17,10 @@ from mlx_sumrl.config.policy import (
     TinyModelConfig,
 )
 from mlx_sumrl.config.prepare import (
-    ColumnsConfig,
     DuplicatesConfig,
     FilterConfig,
     PrepareConfig,
+    ReadingConfig,
     SourceConfig,
     SplitConfig,
 )
@@ -36,7 +36,6 @@ __all__ = [
     "REFERENCE_BITS",
     "STEP_METRICS",
     "CheckpointConfig",
-    "ColumnsConfig",
     "DataConfig",
     "Dtype",
     "DuplicatesConfig",
@@ -51,6 +50,7 @@ __all__ = [
     "OptimizerConfig",
     "PolicyConfig",
     "PrepareConfig",
+    "ReadingConfig",
     "ReferenceKind",
     "ReportingConfig",
     "RewardConfig",

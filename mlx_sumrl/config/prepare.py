@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from mlx_sumrl.config.room import Room
 
@@ -13,8 +13,16 @@ SplitBy = Literal["random", "time", "source"]
 Unit = Literal["words", "characters", "tokens"]
 
 
-class ColumnsConfig(Room):
-    """What the columns of a source are called, where its declaration does not say it."""
+def _listed(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+"""A list of names; one alone needs no brackets in a YAML file."""
+
+
+class ReadingConfig(Room):
+    """How a source is read, where its declaration does not say it."""
 
     document_column: str | None = None
     """Column that holds the text to summarise; `document` where nothing else is declared. A list of texts is
@@ -29,7 +37,7 @@ class ColumnsConfig(Room):
     """Column with a date (ISO 8601, RFC 2822, or seconds since 1970); kept, and the rows are split by it."""
     group_column: str | None = None
     """Column whose equal values stay in one split (an author, a site, a topic); kept."""
-    keep_columns: tuple[str, ...] = ()
+    keep_columns: Names = ()
     """Further columns to keep, as those that an instruction names."""
     instruction: str | None = None
     """What a model is asked for; {document} stands for the text. It goes into the card."""
@@ -37,19 +45,19 @@ class ColumnsConfig(Room):
     """Licence of the rows; it goes into the card."""
     language: str | None = None
     """ISO 639-1 code to write where a row has too little text to tell its language."""
+    rows: int | None = Field(default=None, gt=0)
+    """Read only the first rows of each split of a source."""
 
 
-class SourceConfig(ColumnsConfig):
-    """One source; columns that it does not name are those named at the top."""
+class SourceConfig(ReadingConfig):
+    """One source. What it leaves out is taken from the options of the same name at the top."""
 
     source: str
     """A declared source (see the top of this page), a file or folder, or a Hugging Face dataset."""
-    files: tuple[str, ...] = ()
+    files: Names = ()
     """Files or folders to read in place of the hub; on the command line --from after its --source."""
     config_name: str | None = None
     """Configuration of a Hugging Face dataset, as `3.0.0`."""
-    rows: int | None = Field(default=None, gt=0)
-    """Read only the first rows of each of its splits."""
 
 
 class SplitConfig(Room):
@@ -106,7 +114,7 @@ class FilterConfig(Room):
     """A longer document is left out. Training cuts it at data.max_prompt_tokens instead."""
     copies: bool = False
     """Keep rows whose summary holds the whole document."""
-    languages: tuple[str, ...] = ()
+    languages: Names = ()
     """Keep only documents in these languages (`en,de`), with a summary in the same one."""
 
     @model_validator(mode="after")
@@ -121,7 +129,7 @@ class FilterConfig(Room):
         return self
 
 
-class PrepareConfig(ColumnsConfig):
+class PrepareConfig(ReadingConfig):
     """Sources in, a folder with train, validation and test rows and a card out."""
 
     sources: tuple[SourceConfig, ...] = Field(min_length=1)

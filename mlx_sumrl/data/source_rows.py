@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mlx_sumrl.config.prepare import ColumnsConfig, SourceConfig
+from mlx_sumrl.config.prepare import ReadingConfig, SourceConfig
 from mlx_sumrl.data.dates import read_date
 from mlx_sumrl.data.declared_sources import DeclaredSource, Layout, declared
 from mlx_sumrl.data.prepared_row import OWN_COLUMNS, PreparedRow
@@ -43,13 +43,13 @@ class SourceRows:
     """(id, reason) of every record that cannot be used."""
 
 
-def columns_of(source: SourceConfig, top: ColumnsConfig) -> ColumnsConfig:
+def columns_of(source: SourceConfig, top: ReadingConfig) -> ReadingConfig:
     """The source's own columns over those named for all sources."""
-    own = {name: getattr(source, name) for name in ColumnsConfig.model_fields}
-    return ColumnsConfig(**{name: value or getattr(top, name) for name, value in own.items()})
+    own = {name: getattr(source, name) for name in ReadingConfig.model_fields}
+    return ReadingConfig(**{name: value or getattr(top, name) for name, value in own.items()})
 
 
-def read_source(source: SourceConfig, top: ColumnsConfig) -> SourceRows:
+def read_source(source: SourceConfig, top: ReadingConfig) -> SourceRows:
     """Every record of every place of a source; `top` names columns where the source does not.
 
     Raises:
@@ -65,7 +65,7 @@ def read_source(source: SourceConfig, top: ColumnsConfig) -> SourceRows:
         columns.instruction or (declaration.instruction if declaration else ""),
         columns.language or (declaration.language if declaration else None),
     )
-    left: dict[str | None, int | None] = {place.split: source.rows for place in places}
+    left: dict[str | None, int | None] = {place.split: columns.rows for place in places}
     for place in places:
         limit = left[place.split]
         if limit == 0:
@@ -92,7 +92,7 @@ def read_source(source: SourceConfig, top: ColumnsConfig) -> SourceRows:
 
 
 def _layout(
-    available: Sequence[str], columns: ColumnsConfig, declaration: DeclaredSource | None, file: str
+    available: Sequence[str], columns: ReadingConfig, declaration: DeclaredSource | None, file: str
 ) -> Layout:
     """The first layout that a file is in, once the columns that the user has named are put into it."""
     layouts = [_named(layout, columns) for layout in (declaration.layouts if declaration else _UNDECLARED)]
@@ -121,7 +121,7 @@ def _layout(
     return layout
 
 
-def _named(layout: Layout, columns: ColumnsConfig) -> Layout:
+def _named(layout: Layout, columns: ReadingConfig) -> Layout:
     if columns.messages_column:
         return Layout(messages=columns.messages_column, id=layout.id, keep=layout.keep)
     if columns.document_column or columns.summary_column:
@@ -135,13 +135,13 @@ def _named(layout: Layout, columns: ColumnsConfig) -> Layout:
     return layout
 
 
-def _kept(layout: Layout, columns: ColumnsConfig) -> list[str]:
+def _kept(layout: Layout, columns: ReadingConfig) -> list[str]:
     """Columns that are written beside the text, each once."""
     named = [columns.date_column, columns.group_column, *columns.keep_columns, *layout.keep]
     return list(dict.fromkeys(name for name in named if name))
 
 
-def _row(row: Row, layout: Layout, columns: ColumnsConfig, source: str, place: Place) -> PreparedRow:
+def _row(row: Row, layout: Layout, columns: ReadingConfig, source: str, place: Place) -> PreparedRow:
     fields = row.fields
     own_id = fields.get(columns.id_column or layout.id or "id")
     group = fields.get(columns.group_column) if columns.group_column else None

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from mlx_sumrl.config.prepare import ColumnsConfig, SourceConfig
+from mlx_sumrl.config.prepare import ReadingConfig, SourceConfig
 from mlx_sumrl.data.declared_sources import DECLARED, declared
 from mlx_sumrl.data.source_rows import SourceRows, read_source
 from mlx_sumrl.errors import UserError
 
-TOP = ColumnsConfig()
+TOP = ReadingConfig()
 CHAT = [{"role": "user", "content": "Tag: a storm"}, {"role": "assistant", "content": '{"tag": "weather"}'}]
 
 
@@ -25,7 +25,7 @@ def write(path: Path, rows: list[Any]) -> str:
     return str(path)
 
 
-def read(source: str, *files: str, top: ColumnsConfig = TOP, **options: Any) -> SourceRows:
+def read(source: str, *files: str, top: ReadingConfig = TOP, **options: Any) -> SourceRows:
     return read_source(SourceConfig(source=source, files=files, **options), top)
 
 
@@ -132,7 +132,7 @@ def test_hub_dataset_that_is_not_declared(monkeypatch: pytest.MonkeyPatch) -> No
         load_dataset=load_dataset, get_dataset_split_names=lambda path, name: ["train", "dev", "extra"]
     )
     monkeypatch.setitem(sys.modules, "datasets", hub)
-    columns = ColumnsConfig(document_column="post", summary_column="brief")
+    columns = ReadingConfig(document_column="post", summary_column="brief")
     found = read("owner/posts", config_name="v2", top=columns)
     assert asked == [{"name": "v2", "split": split} for split in ("train", "dev", "extra")]
     assert [one.split for one in found.rows] == ["train", "validation", None]
@@ -179,7 +179,7 @@ def test_any_file_with_columns_named(tmp_path: Path, suffix: str) -> None:
         table.to_csv(path, index=False)
     else:
         table.to_parquet(path)
-    columns = ColumnsConfig(
+    columns = ReadingConfig(
         document_column="post", summary_column="tl_dr", id_column="nr", date_column="day", group_column="who"
     )
     first = read(str(path), top=columns).rows[0]
@@ -210,7 +210,7 @@ def test_a_folder_with_splits(tmp_path: Path) -> None:
 
 def test_own_columns_come_before_those_at_the_top(tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", [{"x": "Long.", "y": "Short.", "z": "Other."}])
-    top = ColumnsConfig(document_column="x", summary_column="y", licence="MIT")
+    top = ReadingConfig(document_column="x", summary_column="y", licence="MIT")
     assert read(file, top=top).rows[0].summary == "Short."
     own = read(file, top=top, summary_column="z", licence="CC0")
     assert (own.rows[0].summary, own.licence) == ("Other.", "CC0")
@@ -293,7 +293,7 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
 
     def refusal(source: str, *files: str, **columns: Any) -> str:
         with pytest.raises(UserError) as error:
-            read(source, *files, top=ColumnsConfig(**columns))
+            read(source, *files, top=ReadingConfig(**columns))
         return str(error.value)
 
     assert refusal(good) == (

@@ -30,7 +30,9 @@ def make_card(
 
     `made_with` is what the caller knows beside: the command and the versions.
     """
-    units: list[Unit] = ["words", "characters"] + (["tokens"] if count_tokens else [])
+    units: list[Unit] = ["words", "characters"]
+    if count_tokens is not None:
+        units.append("tokens")
     return {
         "rows": {
             "read": sum(source.records for source in prepared.sources),

@@ -176,6 +176,7 @@ def test_clusters_are_what_is_linked(count: int, links: list[tuple[int, int]]) -
     assert list(dict.fromkeys(found)) == list(range(len(set(found))))
 
 
+@pytest.mark.slow
 def test_real_dialogues(shared_rows: Callable[[str, int], list[dict[str, Any]]]) -> None:
     """Of all 84 million pairs of 12,960 dialogues: those that the shingles themselves say are alike, no others."""
     rows = shared_rows("dialogsum.train.jsonl", 20_000) + shared_rows("dialogsum.validation.jsonl", 1_000)

@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         prepared = prepare(config, count_tokens, progress)
     card = make_card(prepared, config, count_tokens, _made_with(given))
     write_prepared(prepared, card, config.out, config.replace)
-    console.print(_said(prepared, card, config.out), highlight=False, markup=False)
+    console.print(_said(prepared, card, config.out), highlight=False, markup=False, soft_wrap=True)
 
 
 def _options(argv: list[str]) -> PrepareConfig:
@@ -114,7 +114,8 @@ def _token_counter(folder: str) -> CountTokens:
 
     def count(texts: Sequence[str]) -> list[int]:
         # The text alone: the stop token and a template's tokens are no part of its length.
-        return [len(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+        encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False)  # some are long, and may be
+        return [len(ids) for ids in encoded["input_ids"]]
 
     return count
 

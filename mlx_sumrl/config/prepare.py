@@ -140,6 +140,9 @@ class PrepareConfig(ReadingConfig):
     """Write over a folder that was prepared before."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """One seed gives one split."""
+    max_unusable_share: float = Field(default=0.05, ge=0, le=1)
+    """Stop when a larger share of records than this cannot be used: broken, without text, or without a readable
+    date where they are split by it. What filters leave out does not count."""
     tokenizer: str | None = None
     """Folder of a model or tokenizer: lengths are then counted in its tokens too."""
     split: SplitConfig = SplitConfig()

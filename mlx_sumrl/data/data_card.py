@@ -93,7 +93,7 @@ def _counts(values: Any) -> dict[str, int]:
 
 
 def _spread(values: Sequence[int]) -> dict[str, float]:
-    low, median, high = np.percentile(values, (5, 50, 95)).tolist()
+    low, median, high = np.percentile(values, (5, 50, 95)).round(1).tolist()
     return {
         "min": min(values),
         "p5": low,

@@ -67,6 +67,8 @@ def prepare(
     dropped: dict[str, list[str]] = {}
     for row_id, reason in (refusal for source in sources for refusal in source.refused):
         dropped.setdefault(reason, []).append(row_id)
+    rows = _dated(rows, config, dropped)
+    _check_share(sources, dropped, config)
     _tell_languages(sources, progress)
     rows = _filtered(rows, config, count_tokens, dropped)
 
@@ -155,6 +157,28 @@ def _make_ids_unique(rows: Sequence[PreparedRow]) -> int:
     return renamed
 
 
+def _dated(
+    rows: list[PreparedRow], config: PrepareConfig, dropped: dict[str, list[str]]
+) -> list[PreparedRow]:
+    undated = [row.id for row in rows if row.date is None] if config.split_by == "time" else []
+    if not undated:
+        return rows
+    dropped["no readable date"] = undated
+    return [row for row in rows if row.date is not None]
+
+
+def _check_share(sources: Sequence[SourceRows], dropped: dict[str, list[str]], config: PrepareConfig) -> None:
+    unusable = sum(len(ids) for ids in dropped.values())
+    records = sum(source.records for source in sources)
+    if unusable <= config.max_unusable_share * records:
+        return
+    said = ", ".join(f"{len(ids)} x {reason} ({', '.join(ids[:3])})" for reason, ids in dropped.items())
+    raise UserError(
+        f"{unusable} of {records} records cannot be used ({unusable / records:.1%}; max_unusable_share is "
+        f"{config.max_unusable_share:.1%}): {said}; mend or remove them, or raise --max_unusable_share"
+    )
+
+
 def _tell_languages(sources: Sequence[SourceRows], progress: Progress) -> None:
     rows = [(row, source.language) for source in sources for row in source.rows]
     progress.start("languages", len(rows))
@@ -171,11 +195,6 @@ def _filtered(
     dropped: dict[str, list[str]],
 ) -> list[PreparedRow]:
     why = reasons(rows, config.filters, count_tokens)
-    if config.split_by == "time":
-        why = [
-            reason or ("no readable date" if row.date is None else None)
-            for reason, row in zip(why, rows, strict=True)
-        ]
     kept = []
     for row, reason in zip(rows, why, strict=True):
         if reason is None:

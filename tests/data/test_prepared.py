@@ -10,9 +10,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mlx_sumrl.config import DataConfig
 from mlx_sumrl.config.prepare import PrepareConfig
 from mlx_sumrl.data.data_card import card_page, make_card
+from mlx_sumrl.data.examples import config_rows, load_examples
 from mlx_sumrl.data.prepared import Prepared, prepare
+from mlx_sumrl.data.prepared_folder import write_prepared
 from mlx_sumrl.errors import UserError
 
 MADE_WITH = {"command": "prepare", "versions": {"python": "3"}}
@@ -38,9 +41,9 @@ def write(path: Path, rows: list[Any]) -> str:
 
 
 def config(*files: str, **options: Any) -> PrepareConfig:
-    return PrepareConfig.model_validate(
-        {"sources": [{"source": file} for file in files], "out": "out", "tokenizer": None, **options}
-    )
+    """Options of a small file, where a row that cannot be used is a large share."""
+    given = {"sources": [{"source": file} for file in files], "out": "out", "max_unusable_share": 1}
+    return PrepareConfig.model_validate(given | options)
 
 
 def ids(prepared: Prepared) -> dict[str, set[str]]:
@@ -125,6 +128,25 @@ def test_by_time(tmp_path: Path) -> None:
     assert days["test"] == [f"2024-01-{day:02}" for day in range(25, 31)]
     # Randomly split, undated rows are as good as any.
     assert prepare(config(file, date_column="day", split={"by": "random"})).dropped == {}
+
+
+def test_too_many_rows_that_cannot_be_used(tmp_path: Path) -> None:
+    rows = [row(n, day=2000 + n) for n in range(30)] + [row(30, day="soon"), {**row(31), "summary": ""}]
+    file = write(tmp_path / "a.jsonl", rows)
+    share = PrepareConfig.model_fields["max_unusable_share"].default
+    assert 1 / 32 < share < 2 / 32
+    with pytest.raises(UserError) as error:
+        prepare(config(file, date_column="day", max_unusable_share=share))
+    assert str(error.value) == (
+        "2 of 32 records cannot be used (6.2%; max_unusable_share is 5.0%): 1 x empty summary (a.jsonl:32), "
+        "1 x no readable date (r30); mend or remove them, or raise --max_unusable_share"
+    )
+    # What a filter leaves out was asked for.
+    filtered = prepare(config(file, max_unusable_share=share, filters={"max_document": 40}))
+    assert filtered.dropped == {"empty summary": ["a.jsonl:32"]}
+    short = [{**row(n), "document": text(n, 10)} for n in range(30, 60)]
+    both = write(tmp_path / "b.jsonl", [*rows[:30], *short])
+    assert len(prepare(config(both, max_unusable_share=0, filters={"min_document": 20})).rows) == 30
 
 
 @pytest.mark.parametrize("kind", ["exact", "near", "group"])
@@ -291,6 +313,29 @@ def test_chats_and_documents_do_not_mix(tmp_path: Path) -> None:
     files = [write(tmp_path / "a.jsonl", [row(0)]), write(tmp_path / "b.jsonl", [chat])]
     with pytest.raises(UserError, match=r"b\.jsonl holds chats and .*a\.jsonl documents"):
         prepare(config(*files))
+
+
+def test_what_is_prepared_trains(tmp_path: Path, chatml: Any) -> None:
+    """The columns and the instruction are those that training reads."""
+    lines = [{"dialogue": text(n), "summary": f"Short {n}."} for n in range(20)]
+    options = PrepareConfig.model_validate(
+        {
+            "sources": [{"source": "dialogsum", "files": write(tmp_path / "a.jsonl", lines)}],
+            "out": tmp_path / "out",
+        }
+    )
+    prepared = prepare(options)
+    card = make_card(prepared, options, None, MADE_WITH)
+    write_prepared(prepared, card, options.out)
+    data = DataConfig(
+        train=str(options.out / "train.jsonl"), instruction=card["sources"][0]["instruction"], id_column="id"
+    )
+    rows = config_rows(data, "train", seed=0)
+    assert rows is not None
+    examples = load_examples(rows, data, chatml, 64).examples
+    assert [one.id for one in examples] == [one.id for one in prepared.splits["train"]]
+    assert "Summarize the conversation.\n\nw" in examples[0].prompt
+    assert examples[0].reference == prepared.splits["train"][0].summary
 
 
 def test_the_card(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from mlx_sumrl.data.prepared_folder import check_free, write_prepared
 from mlx_sumrl.data.row_filters import CountTokens
 from mlx_sumrl.errors import UserError
 from mlx_sumrl.options.command_line import exit_code_of, parse_command
-from mlx_sumrl.reporting.progress import make_progress
+from mlx_sumrl.reporting.progress import Progress, make_progress
 
 DESCRIPTION = (
     "Prepare a dataset, as with --source posts.jsonl --document_column post --summary_column tl_dr --out data/posts: "
@@ -45,6 +45,8 @@ SOURCE_HELP = (
 FROM_HELP = (
     "Right after a --source: read this file or folder in its place, in the layout that the source has."
 )
+BATCH = 1000
+"""Texts tokenised at once."""
 PACKAGES = ("mlx_sumrl", "numpy", "datasketch", "py3langid", "datasets", "pyarrow", "tokenizers")
 
 
@@ -53,11 +55,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if argv is None else argv)
     config = _options(given)
     check_free(config.out, config.replace)
-    count_tokens = _token_counter(config.tokenizer) if config.tokenizer else None
     console = Console()
     with make_progress() as progress:
+        count_tokens = _token_counter(config.tokenizer, progress) if config.tokenizer else None
         prepared = prepare(config, count_tokens, progress)
-    card = make_card(prepared, config, count_tokens, _made_with(given))
+        card = make_card(prepared, config, count_tokens, _made_with(given))
     write_prepared(prepared, card, config.out, config.replace)
     console.print(_said(prepared, card, config.out), highlight=False, markup=False, soft_wrap=True)
 
@@ -104,7 +106,7 @@ def _with_sources(argv: list[str]) -> list[str]:
     return ["--sources", json.dumps(sources), *rest]
 
 
-def _token_counter(folder: str) -> CountTokens:
+def _token_counter(folder: str, progress: Progress) -> CountTokens:
     path = Path(folder).expanduser()
     if not path.is_dir():
         raise UserError(f"--tokenizer {folder} is no folder: name one that holds a tokenizer.json")
@@ -114,8 +116,14 @@ def _token_counter(folder: str) -> CountTokens:
 
     def count(texts: Sequence[str]) -> list[int]:
         # The text alone: the stop token and a template's tokens are no part of its length.
-        encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False)  # some are long, and may be
-        return [len(ids) for ids in encoded["input_ids"]]
+        counts: list[int] = []
+        progress.start("tokens", len(texts))
+        for start in range(0, len(texts), BATCH):
+            batch = list(texts[start : start + BATCH])
+            encoded = tokenizer(batch, add_special_tokens=False, verbose=False)  # some are long, and may be
+            counts += [len(ids) for ids in encoded["input_ids"]]
+            progress.update(len(counts), {})
+        return counts
 
     return count
 

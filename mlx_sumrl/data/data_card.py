@@ -33,6 +33,19 @@ def make_card(
     units: list[Unit] = ["words", "characters"]
     if count_tokens is not None:
         units.append("tokens")
+    everyone = [row for rows in prepared.splits.values() for row in rows]
+    measured = {
+        role: {unit: lengths([getattr(row, role) for row in everyone], unit, count_tokens) for unit in units}
+        for role in ("document", "summary")
+    }
+    splits, start = {}, 0
+    for name, rows in prepared.splits.items():
+        splits[name] = _split_account(rows)
+        for role, by_unit in measured.items():
+            splits[name][role] = {
+                unit: _spread(values[start : start + len(rows)]) for unit, values in by_unit.items()
+            }
+        start += len(rows)
     return {
         "rows": {
             "read": sum(source.records for source in prepared.sources),
@@ -40,7 +53,7 @@ def make_card(
             "left_out": sum(len(ids) for ids in prepared.dropped.values()),
             "renamed": prepared.renamed,
         },
-        "splits": {name: _split_account(rows, units, count_tokens) for name, rows in prepared.splits.items()},
+        "splits": splits,
         "split_by": config.split_by,
         "seed": config.seed,
         "sources": [
@@ -65,9 +78,7 @@ def make_card(
     }
 
 
-def _split_account(
-    rows: Sequence[PreparedRow], units: Sequence[Unit], count_tokens: CountTokens | None
-) -> dict[str, Any]:
+def _split_account(rows: Sequence[PreparedRow]) -> dict[str, Any]:
     dates = sorted(row.date for row in rows if row.date is not None)
     account: dict[str, Any] = {
         "rows": len(rows),
@@ -75,12 +86,6 @@ def _split_account(
         "languages": {
             code: {"rows": count, "share": count / len(rows)}
             for code, count in _counts(row.language for row in rows).items()
-        },
-        "document": {
-            unit: _spread(lengths([row.document for row in rows], unit, count_tokens)) for unit in units
-        },
-        "summary": {
-            unit: _spread(lengths([row.summary for row in rows], unit, count_tokens)) for unit in units
         },
     }
     if dates:

@@ -35,6 +35,9 @@ class Place:
     revision: str | None = None
     folder: str | None = None
 
+    def __str__(self) -> str:
+        return self.name if Path(self.name).suffix.lower() in SUFFIXES else f"{self.name}/{self.hub_split}"
+
     def read(self, limit: int | None) -> Rows:
         """Its first `limit` rows (all: None); see `read_rows` for what is raised."""
         return read_rows(

@@ -60,7 +60,7 @@ def read_source(source: SourceConfig, top: ReadingConfig) -> SourceRows:
     places = places_of(source, declaration)
     found = SourceRows(
         declaration.name if declaration else source.source,
-        [place.name if "." in place.name else f"{place.name}/{place.hub_split}" for place in places],
+        [str(place) for place in places],
         columns.licence or (declaration.licence if declaration else "none stated"),
         columns.instruction or (declaration.instruction if declaration else ""),
         columns.language or (declaration.language if declaration else None),

@@ -93,6 +93,27 @@ def test_planted_copies_stay_together(tmp_path: Path) -> None:
         assert len({of[key] for key in (f"r{n}", f"exact{n}", f"near{n}") if key in of}) == 1
 
 
+def test_planted_copies_are_found_across_splits(tmp_path: Path) -> None:
+    """200 training rows; of 100 test rows 20 are exact copies of some, 20 have one word changed."""
+    train = [row(n) for n in range(200)]
+    test = [row(n) for n in range(200, 260)]
+    test += [{**row(n), "id": f"exact{n}", "document": text(n).upper().replace(" ", "\n")} for n in range(20)]
+    test += [{**row(n), "id": f"near{n}", "document": near(n)} for n in range(20, 40)]
+    files = [write(tmp_path / "train.jsonl", train), write(tmp_path / "test.jsonl", test)]
+    with pytest.raises(UserError, match=r"^40 of 300 rows leak .*\(20 exact: r0 of train and exact0 of test"):
+        prepare(config(*files, split={"by": "source"}))
+    allowed = prepare(config(*files, split={"by": "source"}, leakage="allow"))
+    found = {
+        (leak.kind, allowed.rows[leak.row].id, allowed.rows[leak.held_out].id, round(leak.similarity, 9))
+        for leak in allowed.leaks
+    }
+    planted = {("exact", f"r{n}", f"exact{n}", 1.0) for n in range(20)}
+    planted |= {("near", f"r{n}", f"near{n}", round(35 / 41, 9)) for n in range(20, 40)}
+    assert found == planted
+    left = prepare(config(*files, split={"by": "source"}, leakage="drop"))
+    assert ids(left) == {"train": {f"r{n}" for n in range(40, 200)}, "test": ids(allowed)["test"]}
+
+
 @settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.sampled_from(["ann", "bob", "cy", "dee", "eve", None]), min_size=8, max_size=30), st.data()

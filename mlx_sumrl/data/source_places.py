@@ -29,20 +29,20 @@ class Place:
     """The file, or the dataset."""
     split: SplitName | None
     """Which split its rows are of, if its name says so."""
-    hub_split: str = "train"
-    """The dataset's own name for it."""
+    hub_split: str | None = None
+    """The dataset's own name for it; None for a file."""
     config_name: str | None = None
     revision: str | None = None
     folder: str | None = None
 
     def __str__(self) -> str:
-        return self.name if Path(self.name).suffix.lower() in SUFFIXES else f"{self.name}/{self.hub_split}"
+        return self.name if self.hub_split is None else f"{self.name}/{self.hub_split}"
 
     def read(self, limit: int | None) -> Rows:
         """Its first `limit` rows (all: None); see `read_rows` for what is raised."""
         return read_rows(
             self.name,
-            self.hub_split,
+            self.hub_split or "train",
             limit,
             config_name=self.config_name,
             revision=self.revision,

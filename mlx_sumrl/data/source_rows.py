@@ -15,7 +15,7 @@ from mlx_sumrl.data.dates import read_date
 from mlx_sumrl.data.declared_sources import DeclaredSource, Layout, declared
 from mlx_sumrl.data.prepared_row import OWN_COLUMNS, PreparedRow
 from mlx_sumrl.data.source_places import Place, places_of
-from mlx_sumrl.data.sources import Row
+from mlx_sumrl.data.sources import Row, Rows
 from mlx_sumrl.errors import UserError
 
 _UNDECLARED = (Layout(), Layout(messages="messages"))
@@ -70,7 +70,7 @@ def read_source(source: SourceConfig, top: ReadingConfig) -> SourceRows:
         limit = left[place.split]
         if limit == 0:
             continue
-        rows = place.read(limit)
+        rows = _read(place, limit, declaration)
         if not rows.rows:
             raise UserError(f"{rows.name} has no rows; name a source that has some")
         layout = _layout(rows.columns, columns, declaration, rows.name) if rows.columns else None
@@ -89,6 +89,15 @@ def read_source(source: SourceConfig, top: ReadingConfig) -> SourceRows:
         raise UserError(f"no row of {source.source} can be used ({', '.join(reasons)}); mend its rows")
     _without_templates(found.rows)
     return found
+
+
+def _read(place: Place, limit: int | None, declaration: DeclaredSource | None) -> Rows:
+    try:
+        return place.read(limit)
+    except UserError as error:
+        if declaration is None or place.hub_split is None:
+            raise
+        raise UserError(f"{error}, as --source {declaration.name} --from FILE") from error
 
 
 def _layout(

@@ -12,7 +12,9 @@ import pytest
 
 from mlx_sumrl.config.prepare import ReadingConfig, SourceConfig
 from mlx_sumrl.data.declared_sources import DECLARED, declared
+from mlx_sumrl.data.source_places import Place
 from mlx_sumrl.data.source_rows import SourceRows, read_source
+from mlx_sumrl.data.sources import dataset_splits
 from mlx_sumrl.errors import UserError
 
 TOP = ReadingConfig()
@@ -119,6 +121,42 @@ def test_the_layout_of_the_hub(
         assert (one.document, one.summary, one.source, one.kept) == (document, summary, source, kept)
     assert found.rows[0].id == (own_id or f"{hub.name}/train:1")
     assert found.licence == DECLARED[source].licence
+
+
+def test_a_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_dataset(path: str, **options: Any) -> None:
+        raise ConnectionError("Couldn't reach the hub")
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    with pytest.raises(UserError, match=r"or name a .* file, as --source scitldr --from FILE$"):
+        read("scitldr")
+
+
+def test_places_with_the_real_library(tmp_path: Path) -> None:
+    """Folders on this machine that are laid out as the hub's: a folder of the dataset, and a configuration."""
+    import pandas
+
+    for folder in ("Abstract/train", "FullText/train", "3.0.0", "2.0.0"):
+        (tmp_path / folder).mkdir(parents=True)
+        frame = pandas.DataFrame({"source": [[folder, "b"]], "target": [["c", "d"]]})
+        frame.to_parquet(tmp_path / folder / "train-0000.parquet")
+    place = Place(str(tmp_path), "train", "train", folder="Abstract")
+    assert [row.fields for row in place.read(5).rows] == [
+        {"source": ["Abstract/train", "b"], "target": ["c", "d"]}
+    ]
+    (tmp_path / "README.md").write_text(
+        "---\nconfigs:\n"
+        + "".join(
+            f"- config_name: {name}\n  data_files:\n  - split: train\n    path: {name}/train-*\n"
+            for name in ("2.0.0", "3.0.0")
+        )
+        + "---\n"
+    )
+    place = Place(str(tmp_path), "train", "train", config_name="3.0.0")
+    assert [row.fields["source"][0] for row in place.read(None).rows] == ["3.0.0"]
+    assert dataset_splits(str(tmp_path), "3.0.0") == ["train"]
+    with pytest.raises(UserError, match="cannot be looked up"):
+        dataset_splits(str(tmp_path), "4.0.0")
 
 
 def test_hub_dataset_that_is_not_declared(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -152,16 +152,16 @@ def _kept(layout: Layout, columns: ReadingConfig) -> list[str]:
 
 def _row(row: Row, layout: Layout, columns: ReadingConfig, source: str, place: Place) -> PreparedRow:
     fields = row.fields
-    own_id = fields.get(columns.id_column or layout.id or "id")
-    group = fields.get(columns.group_column) if columns.group_column else None
+    own_id = _named_value(fields.get(columns.id_column or layout.id or "id"))
+    group = _named_value(fields.get(columns.group_column)) if columns.group_column else None
     prepared = PreparedRow(
-        id=row.id if own_id is None or own_id == "" else str(own_id),
+        id=own_id or row.id,
         document="",
         summary="",
         source=source,
         split=place.split,
         date=read_date(fields.get(columns.date_column)) if columns.date_column else None,
-        group=None if group is None or group == "" else str(group),
+        group=group,
         kept={name: _plain(fields[name]) for name in _kept(layout, columns) if name in fields},
     )
     if layout.messages:
@@ -212,7 +212,7 @@ def _chat(value: Any) -> list[dict[str, Any]]:
         _check_unicode(turn["content"], "chat")
     if value[-1]["role"] != "assistant":
         raise _UnusableError("the chat does not end with an answer")
-    return [dict(turn) for turn in value]
+    return [_plain(turn) for turn in value]
 
 
 def _check_unicode(text: str, role: str) -> None:
@@ -222,9 +222,18 @@ def _check_unicode(text: str, role: str) -> None:
         raise _UnusableError(f"the {role} is not valid Unicode") from error
 
 
+def _named_value(value: Any) -> str | None:
+    """An id or a group as text; None where there is none."""
+    return None if value is None or value == "" or value != value else str(value)
+
+
 def _plain(value: Any) -> Any:
-    """Dates and the like of a .parquet file as text; JSON has none."""
-    return value if value is None or isinstance(value, str | int | float | list | dict) else str(value)
+    """Dates and the like of a .parquet file as text, at any depth; JSON has none."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(below) for key, below in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(below) for below in value]
+    return value if value is None or isinstance(value, str | int | float) else str(value)
 
 
 def _without_templates(rows: Sequence[PreparedRow]) -> None:

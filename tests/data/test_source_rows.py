@@ -229,6 +229,29 @@ def test_any_file_with_columns_named(tmp_path: Path, suffix: str) -> None:
     assert line["day"].startswith("2024-01-31")
 
 
+def test_what_a_parquet_file_holds_beside_text(tmp_path: Path) -> None:
+    import pandas
+
+    day = pandas.Timestamp("2024-01-31")
+    frame = pandas.DataFrame(
+        {
+            "document": ["Long."] * 3,
+            "summary": ["Short."] * 3,
+            "id": [1.5, float("nan"), None],
+            "site": ["a", None, ""],
+            "meta": [{"seen": day, "at": [day]}] * 3,
+        }
+    )
+    frame.to_parquet(tmp_path / "a.parquet")
+    found = read(str(tmp_path / "a.parquet"), group_column="site", keep_columns=("meta",)).rows
+    assert [row.id for row in found] == ["1.5", "a.parquet:2", "a.parquet:3"]
+    assert [row.group for row in found] == ["a", None, None]
+    assert json.loads(json.dumps(found[0].to_json()))["meta"] == {
+        "seen": "2024-01-31 00:00:00",
+        "at": ["2024-01-31 00:00:00"],
+    }
+
+
 def test_a_folder_with_splits(tmp_path: Path) -> None:
     for name in ("train-00000-of-00002", "train-00001-of-00002", "dev", "sub/test", ".hidden/train"):
         write(tmp_path / f"{name}.jsonl", [{"document": name, "summary": "s"}] * 3)

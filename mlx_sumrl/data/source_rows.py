@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from mlx_sumrl.config.prepare import ReadingConfig, SourceConfig
@@ -59,7 +60,7 @@ def read_source(source: SourceConfig, top: ReadingConfig) -> SourceRows:
     columns = columns_of(source, top)
     places = places_of(source, declaration)
     found = SourceRows(
-        declaration.name if declaration else source.source,
+        declaration.name if declaration else _short_name(source.source),
         [str(place) for place in places],
         columns.licence or (declaration.licence if declaration else "none stated"),
         columns.instruction or (declaration.instruction if declaration else ""),
@@ -89,6 +90,12 @@ def read_source(source: SourceConfig, top: ReadingConfig) -> SourceRows:
         raise UserError(f"no row of {source.source} can be used ({', '.join(reasons)}); mend its rows")
     _without_templates(found.rows)
     return found
+
+
+def _short_name(source: str) -> str:
+    """A file without the folders on the way to it: they are nobody's business but its owner's."""
+    path = Path(source).expanduser()
+    return path.resolve().name if path.exists() else source
 
 
 def _read(place: Place, limit: int | None, declaration: DeclaredSource | None) -> Rows:

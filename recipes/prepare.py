@@ -144,7 +144,7 @@ def _said(prepared: Prepared, card: dict[str, Any], out: Path) -> str:
             f"  {own['rows']} x {reason} ({', '.join(own['ids'][:3])}{', ...' if own['rows'] > 3 else ''})"
             for reason, own in card["left_out"].items()
         ),
-        f"duplicates: {duplicates['exact_rows']} exact, {duplicates['near_pairs']} near pairs; "
+        f"duplicates: {duplicates['exact_rows']} exact (rows), {duplicates['near_pairs']} near (pairs); "
         f"leakage: {leakage['rows']} rows"
         + (", left out" if leakage["left_out"] and leakage["rows"] else ""),
         f"wrote {out}; the card for people is {out / 'README.md'}",

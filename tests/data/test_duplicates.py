@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_sumrl.config.prepare import DuplicatesConfig
+from mlx_sumrl.data import duplicates
 from mlx_sumrl.data.duplicates import (
     MISSED,
     NearPair,
@@ -22,6 +23,7 @@ from mlx_sumrl.data.duplicates import (
     shingles,
     words_of,
 )
+from mlx_sumrl.errors import UserError
 
 OPTIONS = DuplicatesConfig()
 WORDS = 60
@@ -139,6 +141,17 @@ def test_near_can_be_switched_off() -> None:
     assert find_duplicates(texts, DuplicatesConfig(near=None)).near == []
     assert find_duplicates(texts, OPTIONS).near == [NearPair(0, 1, similarity(1))]
     assert find_duplicates(texts, OPTIONS).exact == [[0, 2]]
+
+
+def test_too_much_that_is_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [" ".join(changed(document(0), 1)) + f" end{n}" for n in range(5)]
+    assert len(find_duplicates(texts, OPTIONS).near) == 10
+    for most in (3, 9):  # more than that in one band; or in all of them
+        monkeypatch.setattr(duplicates, "_MOST_PAIRS", most)
+        with pytest.raises(UserError, match=r"more than \d pairs of documents may be near duplicates"):
+            find_duplicates(texts, OPTIONS)
+    monkeypatch.setattr(duplicates, "_MOST_PAIRS", 10)
+    assert len(find_duplicates(texts, OPTIONS).near) == 10
 
 
 def test_among_what_is_kept() -> None:

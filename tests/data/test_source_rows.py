@@ -221,6 +221,7 @@ def test_any_file_with_columns_named(tmp_path: Path, suffix: str) -> None:
         document_column="post", summary_column="tl_dr", id_column="nr", date_column="day", group_column="who"
     )
     first = read(str(path), top=columns).rows[0]
+    assert first.source == f"posts{suffix}"
     assert (first.id, first.document, first.summary, first.group) == ("7", "Long, one.", "One.", "ann")
     assert first.date is not None
     assert first.date.date().isoformat() == "2024-01-31"

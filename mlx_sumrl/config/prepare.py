@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -126,6 +127,9 @@ class FilterConfig(Room):
                     f"filters.min_{name} {least} is above filters.max_{name} {most}, which leaves no row; "
                     "swap them"
                 )
+        for code in self.languages:
+            if not re.fullmatch("[a-z]{2,3}", code):
+                raise ValueError(f"filters.languages names {code!r}: give ISO 639 codes, as en, de or zh")
         return self
 
 

@@ -69,6 +69,7 @@ def prepare(
         dropped.setdefault(reason, []).append(row_id)
     rows = _dated(rows, config, dropped)
     _check_share(sources, dropped, config)
+    _check_sizes(rows, config)
     _tell_languages(sources, progress)
     rows = _filtered(rows, config, count_tokens, dropped)
 
@@ -109,20 +110,14 @@ def assign(rows: Sequence[PreparedRow], duplicates: Duplicates, config: PrepareC
     """The split of each row.
 
     Raises:
-        UserError: no row is left to train on, dates cannot be cut, or the source does not say a row's split.
+        UserError: no row is left to train on, or dates cannot be cut.
     """
     by = config.split_by
     if by == "source":
-        unsaid = [row for row in rows if row.split is None]
-        if unsaid:
-            raise UserError(
-                f"{len(unsaid)} of {len(rows)} rows have no split of their own (the first is {unsaid[0].id}): name "
-                "files whose names say it (train.jsonl, validation.jsonl, test.jsonl), or leave split.by out"
-            )
         return [row.split for row in rows if row.split is not None]
     sizes = Sizes.of(len(rows), config.split)
     if by == "time":
-        return time_split([row.date for row in rows if row.date is not None], sizes)
+        return time_split([_moment(row) for row in rows], sizes)
     links = duplicates.links()
     firsts: dict[str, int] = {}
     for index, row in enumerate(rows):
@@ -177,6 +172,21 @@ def _check_share(sources: Sequence[SourceRows], dropped: dict[str, list[str]], c
         f"{unusable} of {records} records cannot be used ({unusable / records:.1%}; max_unusable_share is "
         f"{config.max_unusable_share:.1%}): {said}; mend or remove them, or raise --max_unusable_share"
     )
+
+
+def _check_sizes(rows: Sequence[PreparedRow], config: PrepareConfig) -> None:
+    """What can be known before minutes of comparing: filters only make it worse."""
+    if config.split_by == "source":
+        unsaid = [row for row in rows if row.split is None]
+        if unsaid:
+            raise UserError(
+                f"{len(unsaid)} of {len(rows)} rows have no split of their own (the first is {unsaid[0].id}): name "
+                "files whose names say it (train.jsonl, validation.jsonl, test.jsonl), or leave split.by out"
+            )
+        return
+    sizes = Sizes.of(len(rows), config.split)
+    if config.split_by == "time":
+        time_split([_moment(row) for row in rows], sizes)
 
 
 def _tell_languages(sources: Sequence[SourceRows], progress: Progress) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from mlx_sumrl.config import DataConfig
 from mlx_sumrl.config.prepare import PrepareConfig
+from mlx_sumrl.data import prepared as prepared_module
 from mlx_sumrl.data.data_card import card_page, make_card
 from mlx_sumrl.data.examples import config_rows, load_examples
 from mlx_sumrl.data.prepared import Prepared, prepare
@@ -271,6 +272,8 @@ def test_filters(tmp_path: Path) -> None:
     # Nothing but what cannot be used, where nothing is asked.
     plain = prepare(config(file, split={"validation": 1, "test": 0}, filters={"copies": True}))
     assert plain.dropped == {"empty summary": ["a.jsonl:12"]}
+    with pytest.raises(ValueError, match=r"filters\.languages names 'English': give ISO 639 codes"):
+        config(file, filters={"languages": "English"})
     with pytest.raises(UserError, match=r"no row is left: 1 x empty summary, .*widen the filters"):
         prepare(config(file, filters={"languages": ["fr"]}))
 
@@ -318,6 +321,21 @@ def test_duplicates_that_are_left_out(tmp_path: Path, drop: str, left: int) -> N
         }[drop]
     )
     assert len(prepared.duplicates.links()) == {"none": 2, "exact": 1, "near": 0}[drop]
+
+
+@pytest.mark.parametrize(
+    ("split", "said"),
+    [({"test": 100}, "leave none of 9 rows"), ({"by": "source"}, "have no split of their own")],
+)
+def test_what_cannot_be_split_is_known_before_rows_are_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: dict[str, Any], said: str
+) -> None:
+    def compare(*_: object) -> None:
+        raise AssertionError("minutes later")
+
+    monkeypatch.setattr(prepared_module, "find_duplicates", compare)
+    with pytest.raises(UserError, match=said):
+        prepare(config(write(tmp_path / "a.jsonl", [row(n) for n in range(9)]), split=split))
 
 
 def test_ids_become_unique(tmp_path: Path) -> None:

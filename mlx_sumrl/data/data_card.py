@@ -280,6 +280,7 @@ def _leakage(card: Mapping[str, Any]) -> str:
     pairs = "\n".join(
         f"- {pair['row']} of {pair['of']} and {pair['held_out']} of {pair['held_out_of']} ({pair['kind']}, "
         f"{pair['similarity']:.2f})"
-        for pair in own["pairs"][: SHOWN * 3]
+        for kind in own["rows_by_kind"]
+        for pair in [one for one in own["pairs"] if one["kind"] == kind][:SHOWN]
     )
     return f"{own['rows']} rows leak into a split that is held out more ({kinds}); {done}. The first pairs:\n\n{pairs}"

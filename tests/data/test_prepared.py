@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,53 +9,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlx_sumrl.config import DataConfig
 from mlx_sumrl.config.prepare import PrepareConfig
 from mlx_sumrl.data import prepared as prepared_module
 from mlx_sumrl.data.data_card import card_page, make_card
-from mlx_sumrl.data.examples import config_rows, load_examples
 from mlx_sumrl.data.prepared import Prepared, prepare
-from mlx_sumrl.data.prepared_folder import write_prepared
 from mlx_sumrl.errors import UserError
 
-MADE_WITH = {"command": "prepare", "versions": {"python": "3"}}
-
-
-def text(n: int, words: int = 40) -> str:
-    """Words that no other number has."""
-    return " ".join(f"w{n}x{k}" for k in range(words))
-
-
-def near(n: int) -> str:
-    """`text(n)` with one word changed: 3 of its 38 shingles go and 3 come, .85."""
-    return text(n).replace(f"w{n}x10 ", f"changed{n} ")
-
-
-def row(n: int, **other: Any) -> dict[str, Any]:
-    return {"id": f"r{n}", "document": text(n), "summary": f"Short {n}.", **other}
-
-
-def write(path: Path, rows: list[Any]) -> str:
-    path.write_text("".join(json.dumps(one) + "\n" for one in rows), encoding="utf-8")
-    return str(path)
-
-
-def config(*files: str, **options: Any) -> PrepareConfig:
-    """Options of a small file, where a row that cannot be used is a large share."""
-    given = {"sources": [{"source": file} for file in files], "out": "out", "max_unusable_share": 1}
-    return PrepareConfig.model_validate(given | options)
-
-
-def ids(prepared: Prepared) -> dict[str, set[str]]:
-    return {name: {one.id for one in rows} for name, rows in prepared.splits.items()}
-
-
-def check_account(prepared: Prepared) -> None:
-    written = sum(len(rows) for rows in prepared.splits.values())
-    left_out = sum(len(dropped) for dropped in prepared.dropped.values())
-    assert sum(source.records for source in prepared.sources) == written + left_out
-    everyone = [one.id for rows in prepared.splits.values() for one in rows]
-    assert len(set(everyone)) == len(everyone)
+from .small_sources import MADE_WITH, check_account, config, ids, near, row, text, write
 
 
 def test_random(tmp_path: Path) -> None:
@@ -234,73 +193,6 @@ def test_the_source_s_own_splits(tmp_path: Path) -> None:
         prepare(config(files[2], split={"by": "source"}))
 
 
-def test_filters(tmp_path: Path) -> None:
-    english = "The weather was bad in the north of the country on Monday, and many trains were late."
-    german = "Das Wetter war am Montag im Norden des Landes schlecht, und viele Züge hatten Verspätung."
-    rows = [
-        *(
-            {"id": f"e{n}", "document": f"{english} {text(n)}", "summary": f"Trains were late {n}."}
-            for n in range(5)
-        ),
-        {"id": "german", "document": german, "summary": "Züge hatten am Montag Verspätung."},
-        {"id": "mixed", "document": english, "summary": german},
-        {"id": "copy", "document": f"{english} One.", "summary": f"So:  {english.upper()} ONE."},
-        {"id": "short", "document": f"{english} Two.", "summary": "Late."},
-        {"id": "long", "document": f"{english} Three.", "summary": "Trains were late " * 5},
-        {"id": "brief", "document": "It rained.", "summary": "There was rain."},
-        {"id": "empty", "document": english, "summary": ""},
-    ]
-    file = write(tmp_path / "a.jsonl", rows)
-    prepared = prepare(
-        config(
-            file,
-            split={"validation": 1, "test": 0},
-            filters={"languages": ["en"], "min_summary": 2, "max_summary": 12, "min_document": 3},
-        )
-    )
-    check_account(prepared)
-    assert prepared.dropped == {
-        "empty summary": ["a.jsonl:12"],
-        "document in another language (de)": ["german"],
-        "summary in another language (de)": ["mixed"],
-        "summary holds the whole document": ["copy"],
-        "summary shorter than 2 words": ["short"],
-        "summary longer than 12 words": ["long"],
-        "document shorter than 3 words": ["brief"],
-    }
-    assert sum(len(members) for members in prepared.splits.values()) == 5
-    # Nothing but what cannot be used, where nothing is asked.
-    plain = prepare(config(file, split={"validation": 1, "test": 0}, filters={"copies": True}))
-    assert plain.dropped == {"empty summary": ["a.jsonl:12"]}
-    with pytest.raises(ValueError, match=r"filters\.languages names 'English': give ISO 639 codes"):
-        config(file, filters={"languages": "English"})
-    with pytest.raises(UserError, match=r"no row is left: 1 x empty summary, .*widen the filters"):
-        prepare(config(file, filters={"languages": ["fr"]}))
-
-
-def test_lengths_in_tokens(tmp_path: Path) -> None:
-    file = write(tmp_path / "a.jsonl", [{**row(n), "summary": "x" * (n + 1)} for n in range(10)])
-
-    def letters(texts: Any) -> list[int]:
-        return [len(one) for one in texts]
-
-    options = config(
-        file,
-        tokenizer="folder",
-        filters={"unit": "tokens", "max_summary": 8},
-        split={"validation": 1, "test": 0},
-    )
-    prepared = prepare(options, letters)
-    assert prepared.dropped == {"summary longer than 8 tokens": ["r8", "r9"]}
-    card = make_card(prepared, options, letters, MADE_WITH)
-    lengths = [len(one.summary) for one in prepared.splits["train"]]
-    assert card["splits"]["train"]["summary"]["tokens"]["max"] == max(lengths)
-    assert card["splits"]["train"]["summary"]["tokens"]["mean"] == round(sum(lengths) / len(lengths), 2)
-    assert card["splits"]["train"]["document"]["words"]["median"] == 40
-    with pytest.raises(ValueError, match="needs --tokenizer"):
-        config(file, filters={"unit": "tokens"})
-
-
 @pytest.mark.parametrize(("drop", "left"), [("none", 8), ("exact", 7), ("near", 6)])
 def test_duplicates_that_are_left_out(tmp_path: Path, drop: str, left: int) -> None:
     rows = [
@@ -352,60 +244,3 @@ def test_chats_and_documents_do_not_mix(tmp_path: Path) -> None:
     files = [write(tmp_path / "a.jsonl", [row(0)]), write(tmp_path / "b.jsonl", [chat])]
     with pytest.raises(UserError, match=r"b\.jsonl holds chats and .*a\.jsonl documents"):
         prepare(config(*files))
-
-
-def test_what_is_prepared_trains(tmp_path: Path, chatml: Any) -> None:
-    """The columns and the instruction are those that training reads."""
-    lines = [{"dialogue": text(n), "summary": f"Short {n}."} for n in range(20)]
-    options = PrepareConfig.model_validate(
-        {
-            "sources": [{"source": "dialogsum", "files": write(tmp_path / "a.jsonl", lines)}],
-            "out": tmp_path / "out",
-        }
-    )
-    prepared = prepare(options)
-    card = make_card(prepared, options, None, MADE_WITH)
-    write_prepared(prepared, card, options.out)
-    data = DataConfig(
-        train=str(options.out / "train.jsonl"), instruction=card["sources"][0]["instruction"], id_column="id"
-    )
-    rows = config_rows(data, "train", seed=0)
-    assert rows is not None
-    examples = load_examples(rows, data, chatml, 64).examples
-    assert [one.id for one in examples] == [one.id for one in prepared.splits["train"]]
-    assert "Summarize the conversation.\n\nw" in examples[0].prompt
-    assert examples[0].reference == prepared.splits["train"][0].summary
-
-
-def test_the_card(tmp_path: Path) -> None:
-    rows: list[Any] = [row(n, day=2000 + n) for n in range(20)]
-    rows += [{**row(20), "summary": ""}, {**row(3), "id": "copy", "document": text(3).upper(), "day": 2003}]
-    options = config(
-        write(tmp_path / "a.jsonl", rows), date_column="day", licence="MIT | free", instruction="Sum."
-    )
-    prepared = prepare(options)
-    card = json.loads(json.dumps(make_card(prepared, options, None, MADE_WITH)))
-    assert card["rows"] == {"read": 22, "written": 21, "left_out": 1, "renamed": 0}
-    assert {name: split["rows"] for name, split in card["splits"].items()} == {
-        "train": 19,
-        "validation": 1,
-        "test": 1,
-    }
-    assert card["splits"]["test"]["dates"] == {
-        "first": "2019-01-01T00:00:00+00:00",
-        "last": "2019-01-01T00:00:00+00:00",
-    }
-    assert card["left_out"] == {"empty summary": {"rows": 1, "ids": ["a.jsonl:21"]}}
-    assert card["duplicates"]["exact"] == [["r3", "copy"]]
-    assert card["duplicates"]["exact_rows"] == 1
-    assert card["options"]["split"]["validation"] == 0.05
-    page = card_page(card, "mine")
-    for said in (
-        "# mine",
-        "MIT \\| free",
-        "split by time",
-        "| empty summary | 1 | a.jsonl:21 |",
-        "Sum.",
-        "prepare",
-    ):
-        assert said in page

@@ -16,6 +16,14 @@ from mlx_sumrl.config.policy import (
     ReferenceKind,
     TinyModelConfig,
 )
+from mlx_sumrl.config.prepare import (
+    DuplicatesConfig,
+    FilterConfig,
+    PrepareConfig,
+    ReadingConfig,
+    SourceConfig,
+    SplitConfig,
+)
 from mlx_sumrl.config.rewards import GateConfig, RewardConfig
 from mlx_sumrl.config.rollouts import LengthConfig, SamplingConfig
 from mlx_sumrl.config.room import Room
@@ -30,8 +38,10 @@ __all__ = [
     "CheckpointConfig",
     "DataConfig",
     "Dtype",
+    "DuplicatesConfig",
     "EvaluationConfig",
     "ExportConfig",
+    "FilterConfig",
     "GateConfig",
     "GrammarConfig",
     "GrpoConfig",
@@ -39,6 +49,8 @@ __all__ = [
     "LoraConfig",
     "OptimizerConfig",
     "PolicyConfig",
+    "PrepareConfig",
+    "ReadingConfig",
     "ReferenceKind",
     "ReportingConfig",
     "RewardConfig",
@@ -47,6 +59,8 @@ __all__ = [
     "SamplingConfig",
     "SftConfig",
     "SftOptimizerConfig",
+    "SourceConfig",
+    "SplitConfig",
     "StageConfig",
     "TinyModelConfig",
     "UntilConfig",

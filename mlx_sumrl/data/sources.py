@@ -51,11 +51,20 @@ class Rows:
         return list(dict.fromkeys(column for row in self.rows for column in row.fields))
 
 
-def read_rows(name: str, split: str = "train", limit: int | None = None) -> Rows:
+def read_rows(
+    name: str,
+    split: str = "train",
+    limit: int | None = None,
+    *,
+    config_name: str | None = None,
+    revision: str | None = None,
+    folder: str | None = None,
+) -> Rows:
     """Read the first `limit` rows (all: None) of a file, or of `split` of a Hugging Face dataset.
 
     `name` is a file when it ends in a data file's suffix or is written like a path; `owner/name` without a
-    suffix is a dataset. Broken records count towards `limit`.
+    suffix is a dataset. Broken records count towards `limit`. Of a dataset, `config_name` is its configuration
+    (`3.0.0`), `revision` a branch or commit, `folder` the folder in it that holds the splits.
 
     Raises:
         UserError: no such file, a kind of file that is not read, a file that cannot be read as a whole, or a
@@ -65,13 +74,16 @@ def read_rows(name: str, split: str = "train", limit: int | None = None) -> Rows
     suffix = path.suffix.lower()
     if path.is_file() and suffix not in SUFFIXES:
         raise UserError(f"{name} is not a {_kinds()} file: convert it to one of these")
-    if not path.exists() and _is_path(name):
+    if not path.exists() and is_path(name):
         raise UserError(
             f"there is no file {name} (looked in {path.absolute().parent}): correct the path; "
             f"{_kinds()} files are read, and a Hugging Face dataset is named owner/name"
         )
     if not path.is_file():
-        return Rows(name, _read_dataset(name, split, limit))
+        place = {"name": config_name, "revision": revision, "data_dir": folder}
+        return Rows(
+            name, _read_dataset(name, split, limit, {k: v for k, v in place.items() if v is not None})
+        )
     readers = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
     try:
         return Rows(name, list(islice(readers[suffix](path), limit)))
@@ -90,7 +102,8 @@ def _kinds() -> str:
     return f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
 
 
-def _is_path(name: str) -> bool:
+def is_path(name: str) -> bool:
+    """Whether a name that is no file can only have been meant as one."""
     return (
         name.lower().endswith(SUFFIXES + _OTHER_FILES) or _HUB_NAME.fullmatch(name) is None or name[0] == "."
     )
@@ -177,11 +190,28 @@ def _read_parquet(path: Path) -> Iterator[Row]:
         ) from error
 
 
-def _read_dataset(name: str, split: str, limit: int | None) -> list[Row]:
+def dataset_splits(name: str, config_name: str | None = None) -> list[str]:
+    """Names of the splits of a Hugging Face dataset.
+
+    Raises:
+        UserError: the dataset cannot be had.
+    """
+    from datasets import get_dataset_split_names
+
+    try:
+        return list(get_dataset_split_names(name, config_name))
+    except Exception as error:  # as in _read_dataset
+        raise UserError(
+            f"dataset {name!r} cannot be looked up ({type(error).__name__}: {_first_line(error)}): "
+            f"check the name, its configuration and the network, or name a {_kinds()} file"
+        ) from error
+
+
+def _read_dataset(name: str, split: str, limit: int | None, place: dict[str, str]) -> list[Row]:
     from datasets import load_dataset  # takes a second to import, and files do without it
 
     try:
-        records = load_dataset(name, split=split if limit is None else f"{split}[:{limit}]")
+        records = load_dataset(name, split=split if limit is None else f"{split}[:{limit}]", **place)
         return [Row(f"{name}/{split}:{n}", dict(record)) for n, record in enumerate(records, start=1)]
     except Exception as error:  # datasets and the hub client raise dozens of kinds; all mean: no rows
         cause = f"{type(error).__name__}: {_first_line(error)}"

@@ -7,6 +7,13 @@ A run is described by one `RunConfig`: a YAML file, then command-line options ov
 from __future__ import annotations
 
 from mlx_sumrl.config.data import DataConfig, GrammarConfig
+from mlx_sumrl.config.distill import (
+    AnswerFilterConfig,
+    DistillConfig,
+    PriceConfig,
+    RetryConfig,
+    TeacherSourceConfig,
+)
 from mlx_sumrl.config.policy import (
     DEFAULT_DTYPE,
     REFERENCE_BITS,
@@ -27,8 +34,10 @@ __all__ = [
     "DEFAULT_DTYPE",
     "REFERENCE_BITS",
     "STEP_METRICS",
+    "AnswerFilterConfig",
     "CheckpointConfig",
     "DataConfig",
+    "DistillConfig",
     "Dtype",
     "EvaluationConfig",
     "ExportConfig",
@@ -39,8 +48,10 @@ __all__ = [
     "LoraConfig",
     "OptimizerConfig",
     "PolicyConfig",
+    "PriceConfig",
     "ReferenceKind",
     "ReportingConfig",
+    "RetryConfig",
     "RewardConfig",
     "Room",
     "RunConfig",
@@ -48,6 +59,7 @@ __all__ = [
     "SftConfig",
     "SftOptimizerConfig",
     "StageConfig",
+    "TeacherSourceConfig",
     "TinyModelConfig",
     "UntilConfig",
 ]

@@ -1,0 +1,444 @@
+"""Distillation as a program: against a simulated teacher that misbehaves, killed and resumed, and a real server."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from mlx_sumrl.data.distillation.ledger import Ledger
+from tests.data.distillation.simulated_teacher import KEY, MODEL, SimulatedTeacher, summary_of
+
+from .programs import SHARED, Program, start
+from .test_bad_input import sentence_of
+
+QUICK = ("--retry.first_wait_s", "0", "--timeout_s", "5")
+
+
+def document(number: int) -> str:
+    return f"Report {number:03}: the bridge over river {number * 7} was closed for {number + 2} days in spring."
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def source(folder: Path, count: int) -> Path:
+    return write_rows(folder / "reports.jsonl", [{"id": f"r{n}", "document": document(n)} for n in range(count)])
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def options(teacher: SimulatedTeacher, folder: Path, *more: str) -> list[str]:
+    named = ["--teacher", teacher.url, "--model", MODEL, "--source", "reports.jsonl", "--id_column", "id"]
+    return [*named, "--out", str(folder / "out"), *QUICK, *more]
+
+
+def answers_on_disk(ledger: Path) -> list[str]:
+    """The documents whose answers a ledger holds, read without the program."""
+    if not ledger.exists():
+        return []
+    lines = [line for line in ledger.read_bytes().split(b"\n")[:-1]]
+    records = [json.loads(line) for line in lines]
+    return [one["document"] for one in records if one["kind"] == "answer"]
+
+
+def spent_at_most(ledger: Path) -> int:
+    with Ledger.open(ledger, None) as held:
+        return (held.spent + held.uncertain).tokens
+
+
+class TestRun:
+    def test_every_row_once_with_its_provenance(self, program: Program, tmp_path: Path) -> None:
+        source(tmp_path, 30)
+        with SimulatedTeacher(key=KEY) as teacher:
+            os.environ["TEACHER_KEY"] = KEY
+            try:
+                ended = program(
+                    "distill",
+                    *options(teacher, tmp_path, "--key_variable", "TEACHER_KEY", "--validation_share", "0.2"),
+                    *("--price.prompt", "2", "--price.completion", "6"),
+                )
+            finally:
+                del os.environ["TEACHER_KEY"]
+            assert (ended.code, ended.err) == (0, "")
+            assert len(teacher.documents) == 30
+            assert set(teacher.keys) == {f"Bearer {KEY}"}
+            assert teacher.most_under_way <= 8
+        out = tmp_path / "out"
+        train, validation = read(out / "train.jsonl"), read(out / "validation.jsonl")
+        assert (len(train), len(validation)) == (24, 6)
+        rows = {row["id"]: row for row in train + validation}
+        assert set(rows) == {f"r{n}" for n in range(30)}
+        for number in range(30):
+            row = rows[f"r{number}"]
+            assert (row["document"], row["summary"]) == (document(number), summary_of(document(number)))
+            assert row["provenance"]["row"] == f"reports.jsonl:{number + 1}"
+            assert row["provenance"]["teacher"] == MODEL
+            assert row["provenance"]["served_as"] == f"{MODEL}-2026"
+            assert row["provenance"]["endpoint"] == teacher.url.removeprefix("http://")
+        card = json.loads((out / "card.json").read_text())
+        assert card["complete"] is True
+        assert card["tokens"]["prompt"] == teacher.billed["prompt"]
+        assert card["tokens"]["completion"] == teacher.billed["completion"]
+        assert card["cost"]["answers"] == pytest.approx(teacher.cost(2, 6))
+        written = b"".join(path.read_bytes() for path in out.iterdir())
+        assert KEY.encode() not in written
+        assert KEY not in ended.out + ended.err
+
+    def test_again_asks_nothing_and_writes_the_same(self, program: Program, tmp_path: Path) -> None:
+        source(tmp_path, 12)
+        with SimulatedTeacher() as teacher:
+            assert program("distill", *options(teacher, tmp_path)).code == 0
+            first = (tmp_path / "out" / "train.jsonl").read_bytes()
+            assert program("distill", *options(teacher, tmp_path)).code == 0
+            assert len(teacher.documents) == 12
+        (tmp_path / "out" / "train.jsonl").unlink()
+        assert program("distill", "--from_ledger", "--out", str(tmp_path / "out")).code == 0
+        assert (tmp_path / "out" / "train.jsonl").read_bytes() == first
+
+    def test_other_filters_from_the_ledger(self, program: Program, tmp_path: Path) -> None:
+        rows = [{"document": "One two three."}, {"document": "One two three four five six seven."}]
+        write_rows(tmp_path / "reports.jsonl", rows)
+        out = tmp_path / "out"
+        with SimulatedTeacher() as teacher:
+            given = ["--teacher", teacher.url, "--model", MODEL, "--source", "reports.jsonl", "--out", str(out)]
+            assert program("distill", *given).code == 0
+        assert len(read(out / "train.jsonl")) == 2
+        # "In short: One two three." has 5 words, the other 8.
+        ended = program("distill", "--from_ledger", "--out", str(out), "--filter.longest", "5")
+        assert "1 x longer than 5 words" in ended.out
+        assert [row["summary"] for row in read(out / "train.jsonl")] == ["In short: One two three."]
+
+    def test_more_answers_ask_only_the_new_ones(self, program: Program, tmp_path: Path) -> None:
+        source(tmp_path, 5)
+        said = iter(range(1000))
+        with SimulatedTeacher(lambda number, text: f"says answer number {next(said)}") as teacher:
+            warm = options(teacher, tmp_path, "--temperature", "0.7")
+            assert program("distill", *warm).code == 0
+            assert program("distill", *warm, "--answers", "3").code == 0
+            assert Counter(teacher.documents) == {document(n): 3 for n in range(5)}
+        ids = [row["id"] for row in read(tmp_path / "out" / "train.jsonl")]
+        assert sorted(ids) == sorted(f"r{n}{end}" for n in range(5) for end in ("", "/2", "/3"))
+
+    def test_several_sources_by_weight(self, program: Program, tmp_path: Path) -> None:
+        write_rows(tmp_path / "a.jsonl", [{"document": f"First kind, number {n}."} for n in range(40)])
+        write_rows(tmp_path / "b.jsonl", [{"post": f"Second kind, number {n}."} for n in range(40)])
+        sources = "[{file: a.jsonl, weight: 3}, {file: b.jsonl, document_column: post}]"
+        with SimulatedTeacher() as teacher:
+            given = ["--teacher", teacher.url, "--model", MODEL, "--rows", "20", "--out", str(tmp_path / "out")]
+            assert program("distill", *given, "--source", sources).code == 0
+        rows = read(tmp_path / "out" / "train.jsonl")
+        assert Counter(row["source"] for row in rows) == {"a.jsonl": 15, "b.jsonl": 5}
+
+
+def hostile(number: int, text: str) -> str:
+    """Twelve requests of each fifteen go wrong in one way or another, in turn."""
+    script = (
+        *("answer", "busy", "status 500", "half", "cut", "busy 0", "usage null"),
+        *('usage {"prompt_tokens": -3, "completion_tokens": true}', 'usage "lots"', "status 503", "half"),
+        *("status 502", "cut", "answer", "answer"),
+    )
+    return script[(number - 1) % len(script)]
+
+
+class TestHostile:
+    def test_every_row_once(self, program: Program, tmp_path: Path) -> None:
+        source(tmp_path, 40)
+        with SimulatedTeacher(hostile) as teacher:
+            ended = program("distill", *options(teacher, tmp_path, "--retry.attempts", "50"))
+            assert (ended.code, ended.err) == (0, "")
+            assert teacher.delivered == {document(n): 1 for n in range(40)}
+            assert teacher.behaviours["half"] > 4
+            assert teacher.behaviours["busy"] > 4
+        rows = read(tmp_path / "out" / "train.jsonl")
+        assert sorted(row["document"] for row in rows) == [document(n) for n in range(40)]
+        card = json.loads((tmp_path / "out" / "card.json").read_text())
+        lost = card["requests_without_answer"]["may_have_been_billed"]
+        assert lost["half or no JSON"] == teacher.behaviours["half"]
+        assert lost["connection broken"] == teacher.behaviours["cut"]
+        assert lost["status 502"] == 1 or lost["status 502"] > 1
+        assert card["tokens"]["answers_counted_at_worst_case"] == teacher.behaviours["usage"]
+        billed = teacher.billed.total()
+        assert billed <= spent_at_most(tmp_path / "out" / "ledger.jsonl")
+
+    def test_a_hang_is_tried_again(self, program: Program, tmp_path: Path) -> None:
+        source(tmp_path, 4)
+        with SimulatedTeacher(lambda number, text: "hang" if number == 2 else "answer") as teacher:
+            ended = program("distill", *options(teacher, tmp_path, "--timeout_s", "1"))
+            assert ended.code == 0
+            assert teacher.behaviours["hang"] == 1
+        assert len(read(tmp_path / "out" / "train.jsonl")) == 4
+        card = json.loads((tmp_path / "out" / "card.json").read_text())
+        assert card["requests_without_answer"]["may_have_been_billed"]["time-out"] >= 1
+
+    @pytest.mark.parametrize("cap", [("--max_cost", "0.02"), ("--max_total_tokens", "4000")])
+    def test_a_cap_holds_whatever_arrives(self, cap: tuple[str, str], program: Program, tmp_path: Path) -> None:
+        source(tmp_path, 80)
+        prices = ("--price.prompt", "3", "--price.completion", "9", "--max_tokens", "40", "--retry.attempts", "50")
+        with SimulatedTeacher(hostile) as teacher:
+            given = options(teacher, tmp_path, *prices, *cap)
+            ended = program("distill", *given)
+            assert ended.code == 0
+            assert "is reached; the same command goes on from here" in ended.out
+            spent = teacher.cost(3, 9) if cap[0] == "--max_cost" else teacher.billed.total()
+            assert 0 < spent <= float(cap[1])
+            requests = len(teacher.documents)
+            kept = read(tmp_path / "out" / "train.jsonl")
+            assert len(kept) == teacher.delivered.total() > 3
+            # Nothing fits any more: the same command sends nothing.
+            assert program("distill", *given).code == 0
+            assert len(teacher.documents) == requests
+            # A higher cap goes on.
+            assert program("distill", *options(teacher, tmp_path, *prices, cap[0], "1000000")).code == 0
+            assert teacher.delivered == {document(n): 1 for n in range(80)}
+
+
+class Killer:
+    """Kills the recipe's process at the n-th event of a kind since it was started."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[str] | None = None
+        self.kind, self.after = "", 0
+        self.armed = threading.Event()
+        self.lock = threading.Lock()
+
+    def __call__(self, kind: str, number: int) -> None:
+        self.armed.wait()
+        with self.lock:
+            if kind != self.kind or self.process is None:
+                return
+            self.after -= 1
+            if self.after == 0:
+                self.process.send_signal(signal.SIGKILL)
+
+    def start(self, kind: str, after: int, folder: Path, argv: list[str]) -> subprocess.Popen[str]:
+        with self.lock:
+            self.armed.clear()
+            self.kind, self.after = kind, after
+            self.process = start("distill", *argv, folder=folder)
+            self.armed.set()
+        return self.process
+
+
+MOMENTS = [
+    *(("request", 1), ("delivered", 1), ("half", 2), ("request", 6), ("delivered", 5), ("delivered", 9)),
+    *(("half", 7), ("request", 8), ("delivered", 4), ("half", 1)),
+]
+CONCURRENCY = 4
+
+
+@pytest.mark.slow
+def test_killed_at_ten_moments(tmp_path: Path) -> None:
+    """No answer on disk is ever asked for again, each row is there once, and the ledger never says too little."""
+    source(tmp_path, 70)
+    ledger = tmp_path / "out" / "ledger.jsonl"
+    killer = Killer()
+    with SimulatedTeacher() as teacher:
+        teacher.event = killer
+        argv = options(teacher, tmp_path, "--concurrency", str(CONCURRENCY), "--max_total_tokens", "100000")
+        again = 0
+        for kind, after in MOMENTS:
+            kept = answers_on_disk(ledger)
+            requests, delivered = len(teacher.documents), teacher.delivered.copy()
+            process = killer.start(kind, after, tmp_path, argv)
+            said, _ = process.communicate(timeout=60)
+            assert process.returncode == -signal.SIGKILL, said
+            assert not set(kept) & set(teacher.documents[requests:])
+            now = answers_on_disk(ledger)
+            assert now[: len(kept)] == kept
+            arrived = [one for one, count in (teacher.delivered - delivered).items() if one not in now]
+            assert len(arrived) <= CONCURRENCY
+            again += len(arrived)
+            assert teacher.billed.total() <= spent_at_most(ledger) <= 100000
+        kept = answers_on_disk(ledger)
+        assert len(kept) > 20
+        process = killer.start("never", 1, tmp_path, argv)
+        said, _ = process.communicate(timeout=60)
+        assert process.returncode == 0, said
+        rows = read(tmp_path / "out" / "train.jsonl")
+        assert sorted(row["document"] for row in rows) == [document(n) for n in range(70)]
+        assert teacher.delivered.total() == 70 + again
+        print(f"{again} answers had arrived and were not on disk at {len(MOMENTS)} kills")
+
+
+def test_ctrl_c_keeps_what_is_under_way(tmp_path: Path) -> None:
+    source(tmp_path, 40)
+    process: subprocess.Popen[str] | None = None
+    ready = threading.Event()
+
+    def interrupt(kind: str, number: int) -> None:
+        ready.wait()
+        if (kind, number) == ("request", 9):
+            assert process is not None
+            process.send_signal(signal.SIGINT)
+
+    with SimulatedTeacher() as teacher:
+        teacher.event = interrupt
+        argv = options(teacher, tmp_path, "--concurrency", "3")
+        process = start("distill", *argv, folder=tmp_path)
+        ready.set()
+        said, _ = process.communicate(timeout=60)
+        assert process.returncode == 130, said
+        assert "the same command goes on from here" in said
+        asked = len(teacher.documents)
+        assert 9 <= asked < 40
+        rows = read(tmp_path / "out" / "train.jsonl")
+        assert len(rows) == teacher.delivered.total() == asked
+        again = start("distill", *argv, folder=tmp_path)
+        assert again.communicate(timeout=60) and again.returncode == 0
+        assert teacher.delivered == {document(n): 1 for n in range(40)}
+
+
+class TestRefused:
+    """One sentence, exit code 2, and at most one request."""
+
+    def refused(self, program: Program, *argv: str) -> str:
+        return sentence_of(program("distill", *argv))
+
+    def test_no_server(self, program: Program, tmp_path: Path) -> None:
+        source(tmp_path, 5)
+        with socket.socket() as closed:
+            closed.bind(("127.0.0.1", 0))
+            port = closed.getsockname()[1]
+        given = ["--model", "m", "--source", "reports.jsonl", "--out", "out"]
+        said = self.refused(program, "--teacher", f"http://127.0.0.1:{port}", *given)
+        assert said.startswith(f"no server answers at 127.0.0.1:{port} (")
+        said = self.refused(program, "--teacher", "user:hidden@localhost:8080", *given)
+        assert said.startswith("--teacher 'localhost:8080' is no address of a server: begin it with http://")
+
+    def test_the_first_request_finds_it(self, program: Program, tmp_path: Path) -> None:
+        source(tmp_path, 5)
+        with SimulatedTeacher(key=KEY) as teacher:
+            given = options(teacher, tmp_path)
+            assert "refuses the key, or that there is none" in self.refused(program, *given)
+            os.environ["TEACHER_KEY"] = "sk-wrong-key"
+            try:
+                said = self.refused(program, *given, "--key_variable", "TEACHER_KEY")
+            finally:
+                del os.environ["TEACHER_KEY"]
+            assert said.endswith("put a key that it takes into the environment variable TEACHER_KEY")
+            assert "sk-wrong-key" not in said
+            assert len(teacher.documents) == 2
+            said = self.refused(program, *given, "--key_variable", "TEACHER_KEY")
+            assert said == (
+                "the environment variable TEACHER_KEY (--key_variable) is not set: set it to the server's API key"
+            )
+            assert len(teacher.documents) == 2
+        with SimulatedTeacher() as teacher:
+            said = self.refused(program, *options(teacher, tmp_path), "--model", "larger")
+            assert said.endswith(f"has no model 'larger' (The model `larger` does not exist.): give --model one of {MODEL}")
+            said = self.refused(program, *options(teacher, tmp_path), "--teacher", f"{teacher.url}/api")
+            assert "answers 404 at /api/v1/chat/completions" in said
+            teacher.script = lambda number, text: "page"
+            assert "answers with a web page" in self.refused(program, *options(teacher, tmp_path))
+            teacher.script = lambda number, text: "elsewhere"
+            said = self.refused(program, *options(teacher, tmp_path))
+            assert "sends on to http://elsewhere.invalid/v1: " in said
+            assert len(teacher.documents) == 3
+
+    def test_everything_fails(self, program: Program, tmp_path: Path) -> None:
+        source(tmp_path, 30)
+        with SimulatedTeacher(lambda number, text: "status 400") as teacher:
+            said = self.refused(program, *options(teacher, tmp_path, "--retry.failures_in_a_row", "4"))
+            assert said.startswith("4 rows in a row failed at")
+            assert "(status 400, on purpose)" in said
+            assert len(teacher.documents) == 4
+
+    def test_a_ledger_of_other_options(self, program: Program, tmp_path: Path) -> None:
+        source(tmp_path, 3)
+        with SimulatedTeacher() as teacher:
+            given = options(teacher, tmp_path)
+            assert program("distill", *given).code == 0
+            said = self.refused(program, *given, "--temperature", "0.5")
+            assert said.endswith(
+                "were asked for with temperature 0.0, and now it is 0.5: give the options of before to go on, or "
+                "another --out"
+            )
+            with Ledger.open(tmp_path / "out" / "ledger.jsonl", None):
+                assert "another process writes to the ledger" in self.refused(program, *given)
+            assert len(teacher.documents) == 3
+
+    def test_files(self, program: Program, tmp_path: Path) -> None:
+        source(tmp_path, 3)
+        given = ["--teacher", "http://127.0.0.1:1", "--model", "m", "--out", "out"]
+        assert self.refused(program, *given) == "source is missing: give --source, a file of documents"
+        assert "there is no file reprots.jsonl" in self.refused(program, *given, "--source", "reprots.jsonl")
+        (tmp_path / "empty.jsonl").touch()
+        assert "empty.jsonl (--source) has no rows" in self.refused(program, *given, "--source", "empty.jsonl")
+        said = self.refused(program, *given, "--source", "reports.jsonl", "--document_column", "documnt")
+        assert said == (
+            "reports.jsonl has no column 'documnt' (--document_column); its columns are id, document; did you mean "
+            "'document'?"
+        )
+        said = self.refused(program, *given, "--source", "reports.jsonl", "--max_cost", "3")
+        assert said.startswith("max_cost needs prices")
+        assert "there is no ledger" in self.refused(program, "--from_ledger", "--out", "nowhere")
+        (tmp_path / "out").mkdir(exist_ok=True)
+        (tmp_path / "out" / "train.jsonl").write_text("{}\n")
+        assert "it is another dataset" in self.refused(program, *given, "--source", "reports.jsonl")
+        assert (tmp_path / "out" / "train.jsonl").read_text() == "{}\n"
+
+
+@pytest.mark.slow
+def test_a_real_server(program: Program, tmp_path: Path) -> None:
+    """mlx_lm.server with a real summariser; the rows' token counts are those of its tokenizer."""
+    model = SHARED / "models" / "summarizer-5m"
+    dialogues = SHARED / "data" / "dialogsum.validation.jsonl"
+    if not model.is_dir():
+        pytest.skip("needs shared/, the folder of models and data beside the checkout")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "mlx_lm", "server", "--model", str(model), "--port", str(port)],
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert server.stderr is not None
+        listening = any("Starting httpd" in line for line in server.stderr)
+        assert listening, "the server ended"
+        threading.Thread(target=server.stderr.read, daemon=True).start()
+        url = f"http://127.0.0.1:{port}/v1"
+        given = ["--teacher", url, "--model", "default_model", "--source", str(dialogues), "--rows", "12"]
+        given += ["--document_column", "dialogue", "--id_column", "id", "--max_tokens", "60", "--concurrency", "4"]
+        given += ["--instruction", "Summarize the conversation.\n\n{document}", "--longest_document", "1000"]
+        ended = program("distill", *given, "--out", "out")
+        assert (ended.code, ended.err) == (0, ""), ended
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(str(model))
+        rows = read(tmp_path / "out" / "train.jsonl")
+        card = json.loads((tmp_path / "out" / "card.json").read_text())
+        dropped = sum(card["answers"]["left_out"].values())
+        assert len(rows) + dropped == 12
+        assert len(rows) >= 8
+        for row in rows:
+            turn = {"role": "user", "content": f"Summarize the conversation.\n\n{row['document']}"}
+            ids = tokenizer.apply_chat_template([turn], add_generation_prompt=True, tokenize=True)
+            ids = ids["input_ids"] if hasattr(ids, "keys") else ids
+            assert row["provenance"]["usage"]["prompt_tokens"] == len(ids)
+            assert row["provenance"]["usage"]["counted_by"] == "server"
+            assert row["id"].startswith("dev_")
+        said = sentence_of(program("distill", *given, "--out", "other", "--model", "nobody/nothing"))
+        assert "nobody/nothing" in said
+        assert httpx.get(f"{url}/models").status_code == 200
+    finally:
+        server.kill()
+        server.wait()

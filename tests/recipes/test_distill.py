@@ -26,7 +26,9 @@ QUICK = ("--retry.first_wait_s", "0", "--timeout_s", "5")
 
 
 def document(number: int) -> str:
-    return f"Report {number:03}: the bridge over river {number * 7} was closed for {number + 2} days in spring."
+    return (
+        f"Report {number:03}: the bridge over river {number * 7} was closed for {number + 2} days in spring."
+    )
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -35,7 +37,9 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def source(folder: Path, count: int) -> Path:
-    return write_rows(folder / "reports.jsonl", [{"id": f"r{n}", "document": document(n)} for n in range(count)])
+    return write_rows(
+        folder / "reports.jsonl", [{"id": f"r{n}", "document": document(n)} for n in range(count)]
+    )
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -51,8 +55,7 @@ def answers_on_disk(ledger: Path) -> list[str]:
     """The documents whose answers a ledger holds, read without the program."""
     if not ledger.exists():
         return []
-    lines = [line for line in ledger.read_bytes().split(b"\n")[:-1]]
-    records = [json.loads(line) for line in lines]
+    records = [json.loads(line) for line in ledger.read_bytes().split(b"\n")[:-1]]
     return [one["document"] for one in records if one["kind"] == "answer"]
 
 
@@ -115,7 +118,16 @@ class TestRun:
         write_rows(tmp_path / "reports.jsonl", rows)
         out = tmp_path / "out"
         with SimulatedTeacher() as teacher:
-            given = ["--teacher", teacher.url, "--model", MODEL, "--source", "reports.jsonl", "--out", str(out)]
+            given = [
+                "--teacher",
+                teacher.url,
+                "--model",
+                MODEL,
+                "--source",
+                "reports.jsonl",
+                "--out",
+                str(out),
+            ]
             assert program("distill", *given).code == 0
         assert len(read(out / "train.jsonl")) == 2
         # "In short: One two three." has 5 words, the other 8.
@@ -139,7 +151,16 @@ class TestRun:
         write_rows(tmp_path / "b.jsonl", [{"post": f"Second kind, number {n}."} for n in range(40)])
         sources = "[{file: a.jsonl, weight: 3}, {file: b.jsonl, document_column: post}]"
         with SimulatedTeacher() as teacher:
-            given = ["--teacher", teacher.url, "--model", MODEL, "--rows", "20", "--out", str(tmp_path / "out")]
+            given = [
+                "--teacher",
+                teacher.url,
+                "--model",
+                MODEL,
+                "--rows",
+                "20",
+                "--out",
+                str(tmp_path / "out"),
+            ]
             assert program("distill", *given, "--source", sources).code == 0
         rows = read(tmp_path / "out" / "train.jsonl")
         assert Counter(row["source"] for row in rows) == {"a.jsonl": 15, "b.jsonl": 5}
@@ -170,7 +191,7 @@ class TestHostile:
         lost = card["requests_without_answer"]["may_have_been_billed"]
         assert lost["half or no JSON"] == teacher.behaviours["half"]
         assert lost["connection broken"] == teacher.behaviours["cut"]
-        assert lost["status 502"] == 1 or lost["status 502"] > 1
+        assert lost["status 502"] >= 1
         assert card["tokens"]["answers_counted_at_worst_case"] == teacher.behaviours["usage"]
         billed = teacher.billed.total()
         assert billed <= spent_at_most(tmp_path / "out" / "ledger.jsonl")
@@ -186,9 +207,20 @@ class TestHostile:
         assert card["requests_without_answer"]["may_have_been_billed"]["time-out"] >= 1
 
     @pytest.mark.parametrize("cap", [("--max_cost", "0.02"), ("--max_total_tokens", "4000")])
-    def test_a_cap_holds_whatever_arrives(self, cap: tuple[str, str], program: Program, tmp_path: Path) -> None:
+    def test_a_cap_holds_whatever_arrives(
+        self, cap: tuple[str, str], program: Program, tmp_path: Path
+    ) -> None:
         source(tmp_path, 80)
-        prices = ("--price.prompt", "3", "--price.completion", "9", "--max_tokens", "40", "--retry.attempts", "50")
+        prices = (
+            "--price.prompt",
+            "3",
+            "--price.completion",
+            "9",
+            "--max_tokens",
+            "40",
+            "--retry.attempts",
+            "50",
+        )
         with SimulatedTeacher(hostile) as teacher:
             given = options(teacher, tmp_path, *prices, *cap)
             ended = program("distill", *given)
@@ -299,7 +331,8 @@ def test_ctrl_c_keeps_what_is_under_way(tmp_path: Path) -> None:
         rows = read(tmp_path / "out" / "train.jsonl")
         assert len(rows) == teacher.delivered.total() == asked
         again = start("distill", *argv, folder=tmp_path)
-        assert again.communicate(timeout=60) and again.returncode == 0
+        again.communicate(timeout=60)
+        assert again.returncode == 0
         assert teacher.delivered == {document(n): 1 for n in range(40)}
 
 
@@ -318,7 +351,8 @@ class TestRefused:
         said = self.refused(program, "--teacher", f"http://127.0.0.1:{port}", *given)
         assert said.startswith(f"no server answers at 127.0.0.1:{port} (")
         said = self.refused(program, "--teacher", "user:hidden@localhost:8080", *given)
-        assert said.startswith("--teacher 'localhost:8080' is no address of a server: begin it with http://")
+        assert said.startswith("--teacher 'localhost:8080' is no address")
+        assert "hidden" not in said
 
     def test_the_first_request_finds_it(self, program: Program, tmp_path: Path) -> None:
         source(tmp_path, 5)
@@ -340,7 +374,9 @@ class TestRefused:
             assert len(teacher.documents) == 2
         with SimulatedTeacher() as teacher:
             said = self.refused(program, *options(teacher, tmp_path), "--model", "larger")
-            assert said.endswith(f"has no model 'larger' (The model `larger` does not exist.): give --model one of {MODEL}")
+            assert said.endswith(
+                f"has no model 'larger' (The model `larger` does not exist.): give --model one of {MODEL}"
+            )
             said = self.refused(program, *options(teacher, tmp_path), "--teacher", f"{teacher.url}/api")
             assert "answers 404 at /api/v1/chat/completions" in said
             teacher.script = lambda number, text: "page"
@@ -378,7 +414,9 @@ class TestRefused:
         assert self.refused(program, *given) == "source is missing: give --source, a file of documents"
         assert "there is no file reprots.jsonl" in self.refused(program, *given, "--source", "reprots.jsonl")
         (tmp_path / "empty.jsonl").touch()
-        assert "empty.jsonl (--source) has no rows" in self.refused(program, *given, "--source", "empty.jsonl")
+        assert "empty.jsonl (--source) has no rows" in self.refused(
+            program, *given, "--source", "empty.jsonl"
+        )
         said = self.refused(program, *given, "--source", "reports.jsonl", "--document_column", "documnt")
         assert said == (
             "reports.jsonl has no column 'documnt' (--document_column); its columns are id, document; did you mean "
@@ -417,7 +455,16 @@ def test_a_real_server(program: Program, tmp_path: Path) -> None:
         threading.Thread(target=server.stderr.read, daemon=True).start()
         url = f"http://127.0.0.1:{port}/v1"
         given = ["--teacher", url, "--model", "default_model", "--source", str(dialogues), "--rows", "12"]
-        given += ["--document_column", "dialogue", "--id_column", "id", "--max_tokens", "60", "--concurrency", "4"]
+        given += [
+            "--document_column",
+            "dialogue",
+            "--id_column",
+            "id",
+            "--max_tokens",
+            "60",
+            "--concurrency",
+            "4",
+        ]
         given += ["--instruction", "Summarize the conversation.\n\n{document}", "--longest_document", "1000"]
         ended = program("distill", *given, "--out", "out")
         assert (ended.code, ended.err) == (0, ""), ended

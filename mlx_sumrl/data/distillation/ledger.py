@@ -106,7 +106,7 @@ class Ledger:
                 ledger._check(identity)
             elif identity is None:
                 raise UserError(f"the ledger {path} is empty: run without --from_ledger first")
-            else:
+            if identity is not None and ledger.header.get("identity") != identity:
                 ledger.header = {"kind": "header", "version": VERSION, "identity": identity, "started": now()}
                 ledger._write(encoded(ledger.header))
                 _sync_folder(path.parent)
@@ -256,7 +256,7 @@ class Ledger:
                     damaged = damaged or number
                     continue
                 try:
-                    if (record["kind"] == "header") != (number == 1):
+                    if number == 1 and record["kind"] != "header":
                         raise KeyError("kind")
                     self._take(record, write=False)
                 except (KeyError, TypeError, IndexError):
@@ -274,8 +274,8 @@ class Ledger:
                 f"the ledger {self.path} has version {self.header.get('version')}, and this program writes "
                 f"{VERSION}: choose another --out"
             )
-        if identity is None:
-            return
+        if identity is None or not self.answers:
+            return  # a model's name that was mistyped, say: a second header takes the place of the first
         before = self.identity
         changed = [name for name in {**before, **identity} if before.get(name) != identity.get(name)]
         if changed:

@@ -1,0 +1,191 @@
+"""The loop over the questions, on a clock of its own: what is tried again, when, and when the run stops."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlx_sumrl.config import DistillConfig
+from mlx_sumrl.data.distillation.asking import Asked, Asking, Stop
+from mlx_sumrl.data.distillation.documents import Document
+from mlx_sumrl.data.distillation.ledger import Ledger
+from mlx_sumrl.data.distillation.questions import Instructions, identity
+from mlx_sumrl.data.distillation.teacher import Teacher
+from mlx_sumrl.errors import UserError
+
+from .simulated_teacher import MODEL, Script, SimulatedTeacher
+
+
+class Clock:
+    """Time passes only in `pause`."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.pauses: list[float] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    async def pause(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        self.now += seconds
+        await asyncio.sleep(0)
+
+
+class Run:
+    """Some documents asked of a simulated teacher."""
+
+    def __init__(self, folder: Path, script: Script, count: int = 6, **options: Any) -> None:
+        self.clock = Clock()
+        self.server = SimulatedTeacher(script)
+        given = {
+            "out": folder,
+            "teacher": self.server.url,
+            "model": MODEL,
+            "source": ["a.jsonl"],
+            "timeout_s": 5,
+        }
+        self.config = DistillConfig.model_validate({**given, **options})
+        self.documents = [Document(f"d{n}", "a", f"a:{n}", f"text {n}", None, {}, n) for n in range(count)]
+        self.stop: Stop | None = None
+
+    def ask(self) -> Asked:
+        async def run(ledger: Ledger) -> Asked:
+            instructions = Instructions(self.config)
+            self.stop = Stop()
+            async with Teacher(self.config, {}) as teacher:
+                asking = Asking(
+                    self.config,
+                    teacher,
+                    ledger,
+                    instructions,
+                    self.stop,
+                    pause=self.clock.pause,
+                    jitter=lambda: 0.5,
+                    clock=self.clock,
+                )
+                return await asking.run(instructions.questions(self.documents, self.config.answers))
+
+        with self.server, Ledger.open(self.config.out / "ledger.jsonl", identity(self.config)) as ledger:
+            try:
+                return asyncio.run(run(ledger))
+            finally:
+                self.answers = [one["document"] for one in ledger.answers.values()]
+
+
+def test_back_off_doubles_for_one_request(tmp_path: Path) -> None:
+    """Half of 1, 2, 4 and 8 seconds; the first document is asked alone until it is answered."""
+    run = Run(tmp_path, lambda number, document: "busy" if number <= 4 else "answer")
+    asked = run.ask()
+    assert run.clock.pauses == [0.5, 1, 2, 4]
+    assert run.server.documents[:5] == ["text 0"] * 5
+    assert sorted(run.answers) == [f"text {n}" for n in range(6)]
+    assert (asked.done, asked.attempts_failed) == (6, {"status 429": 4})
+
+
+def test_retry_after_holds_for_everybody(tmp_path: Path) -> None:
+    """While the server asks for quiet, nobody sends; every later request comes 30 seconds on at the earliest."""
+    sent: list[float] = []
+    run = Run(tmp_path, lambda number, document: "answer", count=12, concurrency=2)
+
+    def script(number: int, document: str) -> str:
+        sent.append(run.clock.now)
+        return "busy 30" if number == 4 else "answer"
+
+    run.server.script = script
+    asked = run.ask()
+    assert asked.done == 12
+    assert sent[3] == 1000
+    # The one request that was under way beside it may have been sent before the answer was read.
+    assert all(at >= 1030 for at in sent[5:])
+    assert len(sent) == 13
+
+
+def test_a_retry_after_of_hours_stops(tmp_path: Path) -> None:
+    run = Run(tmp_path, lambda number, document: "busy 7200" if number == 3 else "answer", concurrency=1)
+    with pytest.raises(UserError, match="asks to come back in 7200 s"):
+        run.ask()
+    assert run.clock.pauses == []
+    assert len(run.server.documents) == 3
+
+
+def test_a_row_that_never_works_is_given_up_and_asked_for_again_by_the_next_run(tmp_path: Path) -> None:
+    def script(number: int, document: str) -> str:
+        return "half" if document == "text 3" else "answer"
+
+    run = Run(tmp_path, script, retry={"attempts": 3})
+    asked = run.ask()
+    assert (asked.done, asked.failed, asked.stopped) == (5, {"half or no JSON": 1}, None)
+    assert run.server.documents.count("text 3") == 3
+    again = Run(tmp_path, lambda number, document: "answer")
+    assert again.ask().done == 6
+    assert again.server.documents == ["text 3"]
+
+
+def test_a_refused_row_is_not_sent_twice(tmp_path: Path) -> None:
+    run = Run(tmp_path, lambda number, document: "status 400" if document == "text 0" else "answer")
+    asked = run.ask()
+    assert (asked.done, asked.failed) == (5, {"status 400": 1})
+    assert run.server.documents.count("text 0") == 1
+
+
+def test_failures_in_a_row_stop_and_one_success_starts_the_count_again(tmp_path: Path) -> None:
+    def script(number: int, document: str) -> str:
+        return "answer" if number in (1, 4) else "status 400"
+
+    run = Run(tmp_path, script, count=30, concurrency=1, retry={"failures_in_a_row": 3})
+    with pytest.raises(UserError, match="3 rows in a row failed"):
+        run.ask()
+    assert len(run.server.documents) == 7
+
+
+def test_a_key_that_is_withdrawn_stops_at_once(tmp_path: Path) -> None:
+    run = Run(tmp_path, lambda number, document: "status 401" if number == 5 else "answer", concurrency=1)
+    with pytest.raises(UserError, match="refuses the key"):
+        run.ask()
+    assert len(run.server.documents) == 5
+    assert len(run.answers) == 4
+
+
+def test_a_stop_leaves_open_what_waits(tmp_path: Path) -> None:
+    run = Run(tmp_path, lambda number, document: "answer", concurrency=1)
+
+    def script(number: int, document: str) -> str:
+        if number == 3:
+            assert run.stop is not None
+            run.stop.ask("enough")
+            return "status 500"
+        return "answer"
+
+    run.server.script = script
+    asked = run.ask()
+    assert (asked.done, asked.failed, asked.stopped) == (2, {}, "enough")
+
+
+def test_no_more_at_once_than_said(tmp_path: Path) -> None:
+    """Each request after the first is answered only once three are there: fewer would never end."""
+    three = threading.Barrier(3)
+
+    def script(number: int, document: str) -> str:
+        if number > 1:
+            three.wait(timeout=20)
+        return "answer"
+
+    run = Run(tmp_path, script, count=31, concurrency=3)
+    assert run.ask().attempts_failed == {}
+    assert run.server.most_under_way == 3
+
+
+def test_wrong_usage_is_charged_at_the_worst_case(tmp_path: Path) -> None:
+    script = ['usage {"prompt_tokens": 0, "completion_tokens": 9}', "usage null", "answer"]
+    run = Run(tmp_path, lambda number, document: script[number - 1], count=3, concurrency=1, max_tokens=50)
+    run.ask()
+    with Ledger.open(tmp_path / "ledger.jsonl", None) as ledger:
+        usages = [one["usage"] for one in ledger.answers.values()]
+        counted = [one["counted_by"] for one in usages]
+        assert counted == ["worst case", "worst case", "server"]
+        assert [one["completion_tokens"] for one in usages] == [50, 50, 4]  # "In short: text N"

@@ -116,9 +116,13 @@ async def _ask(
     ):  # signals belong to the main thread
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, interrupt)
-    async with teacher:
-        await ledger.plan_for(plan)
-        return await Asking(config, teacher, ledger, instructions, stop, progress.show).run(questions)
+    try:
+        async with teacher:
+            await ledger.plan_for(plan)
+            return await Asking(config, teacher, ledger, instructions, stop, progress.show).run(questions)
+    except asyncio.CancelledError:
+        progress.note("what was under way is given up; answers that came are kept: the same command goes on")
+        raise KeyboardInterrupt from None
 
 
 def _account(ledger: Ledger, say: Callable[[str], None]) -> None:

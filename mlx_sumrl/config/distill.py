@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -204,6 +205,12 @@ class DistillConfig(Room):
             raise ValueError(
                 "max_cost needs prices: give --price.prompt and --price.completion, for a million tokens"
             )
+        try:
+            json.dumps(self.extra, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"extra cannot be sent as JSON ({error}): put texts such as dates in quotes"
+            ) from None
         own = [name for name in self.extra if name in OWN_FIELDS]
         if own:
             raise ValueError(f"extra.{own[0]} cannot be set there: leave it out, or use its own option")

@@ -19,7 +19,7 @@ import pytest
 from mlx_sumrl.data.distillation.ledger import Ledger
 from tests.data.distillation.simulated_teacher import KEY, MODEL, SimulatedTeacher, summary_of
 
-from .programs import SHARED, Program, start
+from .programs import ROOT, SHARED, Program, start
 from .test_bad_input import sentence_of
 
 QUICK = ("--retry.first_wait_s", "0", "--timeout_s", "5")
@@ -336,6 +336,53 @@ def test_ctrl_c_keeps_what_is_under_way(tmp_path: Path) -> None:
         assert teacher.delivered == {document(n): 1 for n in range(40)}
 
 
+def test_ctrl_c_twice_waits_for_nobody(tmp_path: Path) -> None:
+    source(tmp_path, 40)
+    with SimulatedTeacher(lambda number, text: "hang" if number > 5 else "answer") as teacher:
+        hanging = threading.Semaphore(0)
+        teacher.event = lambda kind, number: hanging.release() if number > 5 else None
+        argv = options(teacher, tmp_path, "--concurrency", "2", "--timeout_s", "300")
+        process = start("distill", *argv, folder=tmp_path)
+        assert process.stdout is not None
+        hanging.acquire()
+        hanging.acquire()
+        process.send_signal(signal.SIGINT)
+        assert any(line.startswith("stopping: ") for line in process.stdout)
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert "the same command goes on" in said
+        assert "Traceback" not in said
+        assert len(answers_on_disk(tmp_path / "out" / "ledger.jsonl")) == 5
+        assert teacher.billed.total() <= spent_at_most(tmp_path / "out" / "ledger.jsonl")
+
+
+def test_a_full_disk_loses_no_answer_that_was_on_it(tmp_path: Path) -> None:
+    """A limit on the size of files stands for the full disk."""
+    source(tmp_path, 20)
+    ledger = tmp_path / "out" / "ledger.jsonl"
+    with SimulatedTeacher() as teacher:
+        argv = options(teacher, tmp_path, "--concurrency", "3")
+        command = f'ulimit -f 8; exec {sys.executable} -m recipes.distill "$@"'
+        ended = subprocess.run(
+            ["bash", "-c", command, "distill", *argv],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+        )
+        assert ended.returncode == 2, ended
+        assert (
+            "cannot be written (File too large): make room, then run the same command again" in ended.stderr
+        )
+        kept = answers_on_disk(ledger)
+        asked = len(teacher.documents)
+        assert 0 < len(kept) <= asked < 20
+        assert start("distill", *argv, folder=tmp_path).wait(60) == 0
+        assert not set(kept) & set(teacher.documents[asked:])
+    assert len(read(tmp_path / "out" / "train.jsonl")) == 20
+
+
 class TestRefused:
     """One sentence, exit code 2, and at most one request."""
 
@@ -383,7 +430,7 @@ class TestRefused:
             assert "answers with a web page" in self.refused(program, *options(teacher, tmp_path))
             teacher.script = lambda number, text: "elsewhere"
             said = self.refused(program, *options(teacher, tmp_path))
-            assert "sends on to http://elsewhere.invalid/v1: " in said
+            assert "sends on to elsewhere.invalid/v1: " in said
             assert len(teacher.documents) == 3
 
     def test_everything_fails(self, program: Program, tmp_path: Path) -> None:

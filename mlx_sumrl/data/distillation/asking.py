@@ -256,5 +256,5 @@ def waiting_time(config: DistillConfig, attempt: int, retry_after: float | None,
     Exponential back-off with full jitter (Brooker, "Exponential Backoff And Jitter", AWS 2015): a random part of a
     ceiling that doubles. After a `Retry-After` so much later than it, that not all come back in one moment.
     """
-    ceiling = min(config.retry.first_wait_s * 2 ** (attempt - 1), config.retry.longest_wait_s)
+    ceiling = min(config.retry.first_wait_s * 2.0 ** (attempt - 1), config.retry.longest_wait_s)
     return (retry_after or 0.0) + ceiling * jitter

@@ -6,6 +6,7 @@ taken; the same files, options and seed give the same documents in the same orde
 
 from __future__ import annotations
 
+import random
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -13,8 +14,6 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fractions import Fraction
 from typing import Any, Literal
-
-import numpy as np
 
 from mlx_sumrl.config import DistillConfig, TeacherSourceConfig
 from mlx_sumrl.data.sources import Row, Rows, read_rows
@@ -164,8 +163,8 @@ class _Source:
             )
         left_out.update(unusable)
         # A part of a file is a sample of it, not its beginning.
-        order = np.random.default_rng(np.random.SeedSequence((config.seed, index))).permutation(len(usable))
-        self.rest = self._short_enough([usable[i] for i in order], left_out)
+        random.Random(f"{config.seed} {index}").shuffle(usable)
+        self.rest = self._short_enough(usable, left_out)
 
     def document(self, row: Row, text: str, order: int, language_of: LanguageOf | None) -> Document:
         """The row as a document."""

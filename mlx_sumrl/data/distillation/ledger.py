@@ -74,6 +74,8 @@ class Ledger:
         self._descriptor = descriptor
         self._waiting: list[bytes] = []
         self._added = self._synced = 0
+        self._failed: UserError | None = None
+        """Why nothing can be written any more."""
         self._turn = asyncio.Lock()
         self._writing = threading.Lock()
 
@@ -168,7 +170,7 @@ class Ledger:
             return
         try:
             waiting, self._waiting = self._waiting, []
-            if waiting:
+            if waiting and self._failed is None:
                 self._write(b"".join(waiting))
         finally:
             with self._writing:  # a thread may still be at it
@@ -229,16 +231,20 @@ class Ledger:
 
     def _write(self, content: bytes) -> None:
         with self._writing:
+            if self._failed is not None:
+                raise self._failed
             try:
                 view = memoryview(content)
                 while view:
                     view = view[os.write(self._descriptor, view) :]
                 _sync(self._descriptor)
             except OSError as error:
-                raise UserError(
+                # Half a line may be there: nothing may follow it, nobody's line may count as written.
+                self._failed = UserError(
                     f"the ledger {self.path} cannot be written ({error.strerror}): make room, then run the same "
                     "command again; the answers in it are kept"
-                ) from None
+                )
+                raise self._failed from None
 
     def _read(self) -> None:
         good, damaged = 0, 0

@@ -85,7 +85,8 @@ class Teacher:
         self._http = httpx.AsyncClient(
             headers=headers,
             timeout=httpx.Timeout(config.timeout_s, connect=min(CONNECT_S, config.timeout_s), pool=None),
-            limits=httpx.Limits(max_connections=config.concurrency),
+            # Many servers close a connection that was idle for 5 s, perhaps just as a request is sent on it.
+            limits=httpx.Limits(max_connections=config.concurrency, keepalive_expiry=2.0),
             follow_redirects=False,
         )
 
@@ -133,13 +134,15 @@ class Teacher:
     def _reply(self, headers: httpx.Headers, body: bytes) -> Reply:
         try:
             return read_reply(body)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if "html" in headers.get("content-type", "").lower():
                 raise UserError(
                     f"{self.host} answers with a web page instead of JSON: correct --teacher; it is the address "
                     "of an OpenAI-compatible API"
                 ) from None
-            raise FailedAttemptError("half or no JSON", billed=True, detail=str(error)) from None
+            broken = isinstance(error, json.JSONDecodeError | UnicodeDecodeError | RecursionError)
+            why = "half or no JSON" if broken else "no answer in the response"
+            raise FailedAttemptError(why, billed=True, detail=self._said(body)) from None
 
     async def _failure(self, status: int, headers: httpx.Headers, body: bytes) -> Exception:
         said = self._said(body)
@@ -169,7 +172,7 @@ class Teacher:
                 "correct --teacher, the address of an OpenAI-compatible API, or --model"
             )
         if 300 <= status < 400:
-            target = httpx.URL(headers.get("location", "")).copy_with(userinfo=None, query=None)
+            target = headers.get("location", "elsewhere").rpartition("@")[2].partition("?")[0]
             return UserError(
                 f"{self.host} sends on to {target}: give that address as --teacher, if you trust it"
             )
@@ -185,7 +188,7 @@ class Teacher:
         try:
             response = await self._http.get(self._url.copy_with(path=path))
             return [str(one["id"]) for one in response.json()["data"]][:10]
-        except (httpx.HTTPError, ValueError, KeyError, TypeError):
+        except (httpx.HTTPError, ValueError, KeyError, TypeError, RecursionError):
             return []
 
     def _said(self, body: bytes) -> str:
@@ -195,7 +198,7 @@ class Teacher:
             content = json.loads(body)
             error = content.get("error", content) if isinstance(content, dict) else content
             text = str(error.get("message", error)) if isinstance(error, dict) else str(error)
-        except ValueError:
+        except (ValueError, RecursionError):
             if "<html" in text.lower():
                 text = ""
         if self._key:

@@ -29,6 +29,14 @@ def summary_of(document: str) -> str:
     return "In short: " + " ".join(document.split()[:6])
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    teacher: SimulatedTeacher
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that is killed resets its connections, which is no news."""
+
+
 class SimulatedTeacher:
     """A context manager; it listens on a free port of loopback."""
 
@@ -48,9 +56,8 @@ class SimulatedTeacher:
         self.behaviours: Counter[str] = Counter()
         self.under_way = self.most_under_way = 0
         self.released = threading.Event()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._server.teacher = self  # type: ignore[attr-defined]
+        self._server = _Server(("127.0.0.1", 0), Handler)
+        self._server.teacher = self
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
     def __enter__(self) -> SimulatedTeacher:
@@ -71,6 +78,7 @@ class SimulatedTeacher:
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    server: _Server
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
@@ -82,7 +90,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send(404, b"Not Found")
 
     def do_POST(self) -> None:
-        teacher: SimulatedTeacher = self.server.teacher  # type: ignore[attr-defined]
+        teacher = self.server.teacher
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if self.path != "/v1/chat/completions":
             return self.send(404, b"Not Found")

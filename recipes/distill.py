@@ -30,7 +30,7 @@ from mlx_sumrl.data.distillation.dataset import (
     refuse_foreign_folder,
     write_dataset,
 )
-from mlx_sumrl.data.distillation.documents import plan_documents
+from mlx_sumrl.data.distillation.documents import counted, plan_documents
 from mlx_sumrl.data.distillation.ledger import Ledger
 from mlx_sumrl.data.distillation.progress import DistillProgress
 from mlx_sumrl.data.distillation.questions import Instructions, Question, identity
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     say(f"{config.out / TRAIN}: {dataset.describe()}")
     if keys is not None and asked.failed:
         reasons = ", ".join(f"{n} x {why}" for why, n in asked.failed.most_common())
-        say(f"{asked.failed.total()} questions failed: {reasons}; the same command asks them again")
+        say(f"{counted(asked.failed.total(), 'question')} failed: {reasons}; the same command asks again")
     if stopped is not None:
         say(
             f"{asked.total - asked.done} questions are left open: {stopped}; the same command goes on from here"
@@ -132,7 +132,8 @@ def _account(ledger: Ledger, say: Callable[[str], None]) -> None:
         text += f", cost {spent.cost:.4g}"
     if ledger.asks_without_outcome:
         text += (
-            f"; {ledger.asks_without_outcome} requests ended without an answer and may have been billed: at most "
+            f"; {counted(ledger.asks_without_outcome, 'request')} ended without an answer and may have been billed: "
+            f"at most "
             f"{uncertain.tokens:,} tokens"
         )
         text += f", cost {uncertain.cost:.4g}" if uncertain.cost else ""

@@ -225,7 +225,8 @@ class TestHostile:
             given = options(teacher, tmp_path, *prices, *cap)
             ended = program("distill", *given)
             assert ended.code == 0
-            assert "is reached; the same command goes on from here" in ended.out
+            assert f"{cap[0][2:]} " in ended.out
+            assert "tokens); the same command goes on from here" in ended.out
             spent = teacher.cost(3, 9) if cap[0] == "--max_cost" else teacher.billed.total()
             assert 0 < spent <= float(cap[1])
             requests = len(teacher.documents)
@@ -501,7 +502,7 @@ def test_a_real_server(program: Program, tmp_path: Path) -> None:
         assert listening, "the server ended"
         threading.Thread(target=server.stderr.read, daemon=True).start()
         url = f"http://127.0.0.1:{port}/v1"
-        given = ["--teacher", url, "--model", "default_model", "--source", str(dialogues), "--rows", "12"]
+        given = ["--teacher", url, "--model", "default_model", "--source", str(dialogues), "--rows", "6"]
         given += [
             "--document_column",
             "dialogue",
@@ -512,7 +513,7 @@ def test_a_real_server(program: Program, tmp_path: Path) -> None:
             "--concurrency",
             "4",
         ]
-        given += ["--instruction", "Summarize the conversation.\n\n{document}", "--longest_document", "1000"]
+        given += ["--instruction", "Summarize the conversation.\n\n{document}", "--longest_document", "500"]
         ended = program("distill", *given, "--out", "out")
         assert (ended.code, ended.err) == (0, ""), ended
         from transformers import AutoTokenizer
@@ -521,8 +522,8 @@ def test_a_real_server(program: Program, tmp_path: Path) -> None:
         rows = read(tmp_path / "out" / "train.jsonl")
         card = json.loads((tmp_path / "out" / "card.json").read_text())
         dropped = sum(card["answers"]["left_out"].values())
-        assert len(rows) + dropped == 12
-        assert len(rows) >= 8
+        assert len(rows) + dropped == 6
+        assert len(rows) >= 3
         for row in rows:
             turn = {"role": "user", "content": f"Summarize the conversation.\n\n{row['document']}"}
             ids = tokenizer.apply_chat_template([turn], add_generation_prompt=True, tokenize=True)

@@ -40,6 +40,7 @@ def language_finder(config: DistillConfig) -> LanguageOf | None:
         return None
     try:
         found: LanguageOf = importlib.import_module("mlx_sumrl.data.languages").language_of
+        found("It loads what it needs when it is first asked.")
     except ImportError as error:
         raise UserError(
             f"languages cannot be told apart here ({error}): leave out --filter.language and --instructions, or "

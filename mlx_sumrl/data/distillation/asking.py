@@ -133,7 +133,7 @@ class Asking:
         try:
             answered = await self._attempts(question)
         except CapReachedError as error:
-            self._stop.ask(f"{error} is reached")
+            self._stop.ask(str(error))
             return
         except RefusedRowError as error:
             await self._give_up(question, str(error), error.detail)
@@ -145,7 +145,7 @@ class Asking:
             self._failed_in_a_row = 0
             self.asked.answered += 1
             self.asked.done += 1
-        self._show(self.asked, self._ledger.spent + self._ledger.uncertain)
+        self._show(self.asked, self._ledger.spent)
 
     async def _give_up(self, question: Question, why: str, detail: str) -> None:
         self.asked.failed[why] += 1

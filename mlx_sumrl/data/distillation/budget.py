@@ -58,7 +58,9 @@ class Budget:
         async with self._changed:
             while over := self._over((held := self.worst(prompt_bytes)).worst):
                 if not self._under_way:
-                    raise CapReachedError(over)
+                    raise CapReachedError(
+                        f"{over} is reached (the next request may take {held.worst.tokens:,} tokens)"
+                    )
                 await self._changed.wait()
             self._prompt += held.worst.prompt_tokens
             self._completion += held.worst.completion_tokens

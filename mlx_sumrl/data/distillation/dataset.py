@@ -18,7 +18,7 @@ from typing import Any
 
 from mlx_sumrl.config import DistillConfig
 from mlx_sumrl.data.distillation.answer_filter import AnswerFilter, after_thinking
-from mlx_sumrl.data.distillation.documents import form
+from mlx_sumrl.data.distillation.documents import counted, form
 from mlx_sumrl.data.distillation.ledger import Ledger, now
 from mlx_sumrl.errors import UserError
 from mlx_sumrl.reporting.json_files import encoded, replacing, write_json
@@ -45,7 +45,7 @@ class Dataset:
 
     def describe(self) -> str:
         """The account as a sentence for people."""
-        text = f"{len(self.train)} rows for training"
+        text = f"{counted(len(self.train), 'row')} for training"
         if self.validation:
             text += f", {len(self.validation)} for validation"
         if self.dropped:

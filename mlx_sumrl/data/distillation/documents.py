@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, Literal
 
 from mlx_sumrl.config import DistillConfig, TeacherSourceConfig
@@ -30,12 +31,12 @@ class Document:
     id: str
     """The row's own name, or its file and line; not always unique."""
     source: str
-    """The file or dataset."""
+    """Name of the file, without its folder, or of the dataset."""
     row: str
     """File and line."""
     text: str
     language: str | None
-    """Its code, where it was given or had to be found out."""
+    """Its code, where it was given, or had to be found out and could be."""
     fields: dict[str, Any]
     """The row's columns, for the instruction."""
     order: int
@@ -50,13 +51,13 @@ class Plan:
     left_out: Counter[str] = field(default_factory=Counter)
     """Reason -> rows."""
     sources: list[dict[str, Any]] = field(default_factory=list)
-    """For each source: file, weight, rows, documents taken, and whether it ended before the others."""
+    """For each source: name, weight, rows, documents taken, and whether it ended before the others."""
 
     def describe(self) -> str:
         """The account as a sentence for people."""
-        text = f"{len(self.documents)} documents"
+        text = counted(len(self.documents), "document")
         if len(self.sources) > 1:
-            text += f" ({', '.join('{documents} of {file}'.format(**one) for one in self.sources)})"
+            text += f" ({', '.join('{documents} of {name}'.format(**one) for one in self.sources)})"
         if self.left_out:
             text += "; left out: " + ", ".join(f"{n} x {why}" for why, n in self.left_out.most_common())
         return text
@@ -78,7 +79,11 @@ def plan_documents(
         UserError: a source cannot be read, lacks a column, or holds too many rows that cannot be used.
     """
     plan = Plan()
-    sources = [_Source(one, config, needed, index, plan.left_out) for index, one in enumerate(config.source)]
+    names = source_names([one.file for one in config.source])
+    sources = [
+        _Source(one, name, config, needed, index, plan.left_out)
+        for index, (one, name) in enumerate(zip(config.source, names, strict=True))
+    ]
     taken = [0] * len(sources)
     open_sources = list(range(len(sources)))
     seen: set[str] = set()
@@ -99,7 +104,7 @@ def plan_documents(
         ended = index not in open_sources
         plan.sources.append(
             {
-                "file": source.config.file,
+                "name": source.name,
                 "weight": source.config.weight,
                 "rows": len(source.rows.rows),
                 "documents": count,
@@ -124,6 +129,24 @@ def next_source(taken: Sequence[int], weights: Sequence[float], candidates: Sequ
     return min(candidates, key=lambda index: (Fraction(taken[index] + 1) / Fraction(weights[index]), index))
 
 
+def source_names(files: Sequence[str]) -> list[str]:
+    """Names for sources that tell them apart and do not say where on somebody's disk they are."""
+    paths = [Path(one).expanduser() for one in files]
+    for parts in range(1, max((len(path.parts) for path in paths), default=1) + 1):
+        names = [
+            "/".join(path.parts[-parts:]) if path.is_file() else one
+            for path, one in zip(paths, files, strict=True)
+        ]
+        if len(set(names)) == len(set(files)):
+            break
+    return names
+
+
+def counted(count: int, what: str) -> str:
+    """``1 row``, ``2 rows``."""
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
+
+
 def form(text: str, same: Literal["exact", "normalised"]) -> str:
     """What two texts that count as the same have in common."""
     if same == "exact":
@@ -137,15 +160,18 @@ class _Source:
     def __init__(
         self,
         source: TeacherSourceConfig,
+        name: str,
         config: DistillConfig,
         needed: Sequence[str],
         index: int,
         left_out: Counter[str],
     ) -> None:
         self.config = source
+        self.name = name
         self.rows = read_rows(source.file, source.split, source.rows)
         self._column = source.document_column or config.document_column
         self._longest = config.longest_document
+        self._confidence = config.filter.language_confidence
         self._id_column = source.id_column or config.id_column
         _check_columns(self.rows, self._column, self._id_column, needed)
         usable: list[tuple[Row, str]] = []
@@ -169,11 +195,12 @@ class _Source:
     def document(self, row: Row, text: str, order: int, language_of: LanguageOf | None) -> Document:
         """The row as a document."""
         own = row.fields.get(self._id_column) if self._id_column else None
-        language = self.config.language or (language_of(text)[0] if language_of else None)
+        language = self.config.language
+        if language is None and language_of is not None:
+            code, confidence = language_of(text)
+            language = code if confidence >= self._confidence else None
         fields = {name: value for name, value in row.fields.items() if name != self._column}
-        return Document(
-            row.id if own is None else str(own), self.config.file, row.id, text, language, fields, order
-        )
+        return Document(row.id if own is None else str(own), self.name, row.id, text, language, fields, order)
 
     def _short_enough(self, rows: list[tuple[Row, str]], left_out: Counter[str]) -> Iterator[tuple[Row, str]]:
         for row, text in rows:

@@ -95,8 +95,11 @@ def test_reached_says_which() -> None:
             await Budget(config(**caps), Spent()).reserve(44)
         return str(error.value)
 
-    assert asyncio.run(run(max_total_tokens=399)) == "max_total_tokens 399"
-    assert asyncio.run(run(max_cost=0.001)) == "max_cost 0.001"  # 300 x 3 and 100 x 7 are 1600 millionths
+    assert asyncio.run(run(max_total_tokens=399)) == (
+        "max_total_tokens 399 is reached (the next request may take 400 tokens)"
+    )
+    # 300 x 3 and 100 x 7 are 1600 millionths
+    assert asyncio.run(run(max_cost=0.00159)).startswith("max_cost 0.00159 is reached")
     asyncio.run(Budget(config(max_cost=0.0016), Spent()).reserve(44))
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_sumrl.config import DistillConfig
-from mlx_sumrl.data.distillation.documents import form, next_source, plan_documents
+from mlx_sumrl.data.distillation.documents import form, next_source, plan_documents, source_names
 from mlx_sumrl.errors import UserError
 
 
@@ -77,9 +77,19 @@ def test_weights_hold_among_what_is_not_double(tmp_path: Path) -> None:
     rows = [{"document": f"a {n}"} for n in range(50)] + [{"document": f"b {n}"} for n in range(50)]
     second = written(tmp_path / "b.jsonl", rows)
     plan = plan_documents(config({"file": first, "weight": 1}, {"file": second, "weight": 2}, rows=30))
-    assert Counter(one.source for one in plan.documents) == {first: 10, second: 20}
+    assert Counter(one.source for one in plan.documents) == {"a.jsonl": 10, "b.jsonl": 20}
     assert len({one.text for one in plan.documents}) == 30
     assert [one.order for one in plan.documents] == list(range(30))
+
+
+def test_names_tell_sources_apart(tmp_path: Path) -> None:
+    for folder in ("x", "y"):
+        (tmp_path / folder).mkdir()
+        written(tmp_path / folder / "a.jsonl", [])
+    x, y = str(tmp_path / "x" / "a.jsonl"), str(tmp_path / "y" / "a.jsonl")
+    assert source_names([x]) == ["a.jsonl"]
+    assert source_names([x, y, "trl-lib/tldr"]) == ["x/a.jsonl", "y/a.jsonl", "trl-lib/tldr"]
+    assert source_names([x, x]) == ["a.jsonl", "a.jsonl"]
 
 
 def test_a_source_that_ends_leaves_the_rest_to_the_others(tmp_path: Path) -> None:
@@ -101,13 +111,13 @@ def test_a_seed_is_an_order(tmp_path: Path) -> None:
 
 
 def test_languages(tmp_path: Path) -> None:
-    file = written(tmp_path / "a.jsonl", [{"document": "Hallo"}, {"document": "Hello"}])
+    file = written(tmp_path / "a.jsonl", [{"document": "Hallo"}, {"document": "Hello"}, {"document": "?!"}])
 
     def language_of(text: str) -> tuple[str, float]:
-        return ("de" if text == "Hallo" else "en"), 0.9
+        return ("de" if text == "Hallo" else "en"), (0.3 if text == "?!" else 0.9)
 
     found = {one.text: one.language for one in plan_documents(config(file), (), language_of).documents}
-    assert found == {"Hallo": "de", "Hello": "en"}
+    assert found == {"Hallo": "de", "Hello": "en", "?!": None}
     given_ = plan_documents(config({"file": file, "language": "fr"}), (), language_of).documents
     assert {one.language for one in given_} == {"fr"}
     assert {one.language for one in plan_documents(config(file)).documents} == {None}

@@ -308,7 +308,7 @@ def test_killed_at_ten_moments(tmp_path: Path) -> None:
         print(f"{again} answers had arrived and were not on disk at {len(MOMENTS)} kills")
 
 
-def test_ctrl_c_keeps_what_is_under_way(tmp_path: Path) -> None:
+def test_ctrl_c_keeps_what_is_under_way(program: Program, tmp_path: Path) -> None:
     source(tmp_path, 40)
     process: subprocess.Popen[str] | None = None
     ready = threading.Event()
@@ -331,9 +331,7 @@ def test_ctrl_c_keeps_what_is_under_way(tmp_path: Path) -> None:
         assert 9 <= asked < 40
         rows = read(tmp_path / "out" / "train.jsonl")
         assert len(rows) == teacher.delivered.total() == asked
-        again = start("distill", *argv, folder=tmp_path)
-        again.communicate(timeout=60)
-        assert again.returncode == 0
+        assert program("distill", *argv).code == 0
         assert teacher.delivered == {document(n): 1 for n in range(40)}
 
 
@@ -358,7 +356,7 @@ def test_ctrl_c_twice_waits_for_nobody(tmp_path: Path) -> None:
         assert teacher.billed.total() <= spent_at_most(tmp_path / "out" / "ledger.jsonl")
 
 
-def test_a_full_disk_loses_no_answer_that_was_on_it(tmp_path: Path) -> None:
+def test_a_full_disk_loses_no_answer_that_was_on_it(program: Program, tmp_path: Path) -> None:
     """A limit on the size of files stands for the full disk."""
     source(tmp_path, 20)
     ledger = tmp_path / "out" / "ledger.jsonl"
@@ -379,7 +377,7 @@ def test_a_full_disk_loses_no_answer_that_was_on_it(tmp_path: Path) -> None:
         kept = answers_on_disk(ledger)
         asked = len(teacher.documents)
         assert 0 < len(kept) <= asked < 20
-        assert start("distill", *argv, folder=tmp_path).wait(60) == 0
+        assert program("distill", *argv).code == 0
         assert not set(kept) & set(teacher.documents[asked:])
     assert len(read(tmp_path / "out" / "train.jsonl")) == 20
 

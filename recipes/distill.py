@@ -119,7 +119,8 @@ async def _ask(
     try:
         async with teacher:
             await ledger.plan_for(plan)
-            return await Asking(config, teacher, ledger, instructions, stop, progress.show).run(questions)
+            asking = Asking(config, teacher, ledger, instructions, stop, progress.show, progress.note)
+            return await asking.run(questions)
     except asyncio.CancelledError:
         progress.note("what was under way is given up; answers that came are kept: the same command goes on")
         raise KeyboardInterrupt from None

@@ -151,7 +151,7 @@ class DistillConfig(Room):
     )
     """The user's turn; {document} and any column's name in braces are filled in."""
     instructions: dict[str, str] = Field(default={})
-    """Instructions of their own for languages, as '{de: "Fasse zusammen: {document}"}'."""
+    """Instructions of their own for languages, as '{de: "Fasse zusammen:\\n\\n{document}"}'."""
     system: str | None = None
     """The system prompt, if any."""
     temperature: float | None = Field(default=0.0, ge=0, allow_inf_nan=False)

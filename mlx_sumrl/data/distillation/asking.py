@@ -72,17 +72,21 @@ class Asking:
         instructions: Instructions,
         stop: Stop,
         show: Callable[[Asked, Spent], None] = lambda asked, spent: None,
+        tell: Callable[[str], None] = lambda text: None,
         pause: Callable[[float], Awaitable[None]] | None = None,
         jitter: Callable[[], float] = random.random,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`show` is told after each question; `pause` waits, in seconds of `clock`; `jitter` draws from [0, 1)."""
+        """`show` is told after each question, `tell` has something to say before the first; `pause` waits, in
+        seconds of `clock`; `jitter` draws from [0, 1).
+        """
         self._config = config
         self._teacher = teacher
         self._ledger = ledger
         self._instructions = instructions
         self._stop = stop
         self._show = show
+        self._tell = tell
         self._pause = pause or stop.pause
         self._jitter = jitter
         self._clock = clock
@@ -90,6 +94,8 @@ class Asking:
         self._not_before = clock()
         """Time on the clock before which nobody sends, since the server asked for quiet."""
         self._failed_in_a_row = 0
+        self._detail = ""
+        """The server's words on the last row that was given up."""
         self._reached = False
         """Whether the server has answered anything yet."""
 
@@ -118,6 +124,12 @@ class Asking:
             for worker in workers:
                 worker.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
+        if self.asked.failed and not self._ledger.answers and not self._stop.event.is_set():
+            reasons = ", ".join(f"{n} x {why}" for why, n in self.asked.failed.most_common())
+            raise UserError(
+                f"{self._teacher.host} has answered none of {self.asked.total} questions: "
+                f"{_with_detail(reasons, self._detail)}; mend that, then run the same command again"
+            )
         if self._stop.event.is_set() and self.asked.done + self.asked.failed.total() < self.asked.total:
             self.asked.stopped = self._stop.why
         return self.asked
@@ -138,6 +150,12 @@ class Asking:
         except RefusedRowError as error:
             await self._give_up(question, str(error), error.detail)
         except FailedAttemptError as error:
+            if not self._reached:
+                raise UserError(
+                    f"{self._teacher.host} has answered nothing in {self._config.retry.attempts} attempts: "
+                    f"{_with_detail(str(error), error.detail)}; mend that, or correct --teacher, then run the same "
+                    "command again"
+                ) from None
             await self._give_up(question, str(error), error.detail)
         else:
             if not answered:
@@ -149,14 +167,14 @@ class Asking:
 
     async def _give_up(self, question: Question, why: str, detail: str) -> None:
         self.asked.failed[why] += 1
+        self._detail = detail or self._detail
         self._failed_in_a_row += 1
         await self._ledger.fail(question.key, question.document.row, why)
         if self._failed_in_a_row >= self._config.retry.failures_in_a_row:
             raise UserError(
-                f"{self._failed_in_a_row} rows in a row failed at {self._teacher.host}, the last for {why}"
-                + (f" ({detail})" if detail else "")
-                + ": mend that, or raise --retry.failures_in_a_row, then run the same command again; answers that "
-                "came are kept"
+                f"{self._failed_in_a_row} rows in a row failed at {self._teacher.host}, the last for "
+                f"{_with_detail(why, detail)}: mend that, or raise --retry.failures_in_a_row, then run the same "
+                "command again; answers that came are kept"
             )
 
     async def _attempts(self, question: Question) -> bool:
@@ -186,6 +204,7 @@ class Asking:
                     self._see(error)
                     if attempt == self._config.retry.attempts:
                         raise
+                    why = _with_detail(str(error), error.detail)
                     wait = waiting_time(self._config, attempt, error.retry_after, self._jitter())
                 except (RefusedRowError, UserError) as error:
                     self._ledger.release(number, "refused" if isinstance(error, UserError) else str(error))
@@ -197,6 +216,8 @@ class Asking:
                     return True
             finally:
                 await self._budget.settle(held, actual)
+            if not self._reached:
+                self._tell(f"no answer yet: {why}; trying again in {wait:.1f} s, attempt {attempt + 1}")
             await self._pause(wait)
         raise AssertionError("the last attempt returns or raises")
 
@@ -258,3 +279,7 @@ def waiting_time(config: DistillConfig, attempt: int, retry_after: float | None,
     """
     ceiling = min(config.retry.first_wait_s * 2.0 ** (attempt - 1), config.retry.longest_wait_s)
     return (retry_after or 0.0) + ceiling * jitter
+
+
+def _with_detail(why: str, detail: str) -> str:
+    return f"{why} ({detail})" if detail else why

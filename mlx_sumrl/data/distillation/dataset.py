@@ -109,6 +109,8 @@ def write_dataset(
     out = config.out
     try:
         (out / CARD).unlink(missing_ok=True)
+        for torn in out.glob(".*.tmp"):  # of a process that was killed here; nobody else has the ledger
+            torn.unlink()
         files = {TRAIN: _write_rows(out / TRAIN, dataset.train)}
         if dataset.validation:
             files[VALIDATION] = _write_rows(out / VALIDATION, dataset.validation)

@@ -126,6 +126,28 @@ def test_a_row_that_never_works_is_given_up_and_asked_for_again_by_the_next_run(
     assert again.server.documents == ["text 3"]
 
 
+def test_a_server_that_never_answers_costs_the_attempts_of_one_question(tmp_path: Path) -> None:
+    run = Run(tmp_path, lambda number, document: "status 500", retry={"attempts": 3})
+    with pytest.raises(
+        UserError, match=r"has answered nothing in 3 attempts: status 500 \(status 500, on purpose"
+    ):
+        run.ask()
+    assert run.server.documents == ["text 0"] * 3
+
+
+def test_when_all_of_a_few_are_refused_that_is_an_error(tmp_path: Path) -> None:
+    run = Run(tmp_path, lambda number, document: "status 400", count=3)
+    with pytest.raises(
+        UserError, match=r"answered none of 3 questions: 3 x status 400 \(status 400, on purpose"
+    ):
+        run.ask()
+    one_works = Run(tmp_path, lambda number, document: "answer" if number == 2 else "status 400", count=3)
+    assert one_works.ask().failed == {"status 400": 2}
+    # Now that there is an answer, a run that adds none still ends well: its dataset is written.
+    again = Run(tmp_path, lambda number, document: "status 400", count=3)
+    assert again.ask().failed == {"status 400": 2}
+
+
 def test_a_refused_row_is_not_sent_twice(tmp_path: Path) -> None:
     run = Run(tmp_path, lambda number, document: "status 400" if document == "text 0" else "answer")
     asked = run.ask()

@@ -44,7 +44,7 @@ class SimulatedTeacher:
         self.script = script
         self.key = key
         self.event: Event = lambda kind, number: None
-        self.lock = threading.Lock()
+        self.lock = threading.Condition()
         self.documents: list[str] = []
         """Of each request, in order of arrival."""
         self.bodies: list[dict[str, Any]] = []
@@ -70,6 +70,11 @@ class SimulatedTeacher:
         self.released.set()
         self._server.shutdown()
         self._server.server_close()
+
+    def wait_until_idle(self) -> None:
+        """Until every request that came is over, those of clients that are gone too."""
+        with self.lock:
+            assert self.lock.wait_for(lambda: self.under_way == 0, timeout=60)
 
     def cost(self, prompt: float, completion: float) -> float:
         """What it bills, at prices for a million tokens."""
@@ -109,6 +114,7 @@ class Handler(BaseHTTPRequestHandler):
         finally:
             with teacher.lock:
                 teacher.under_way -= 1
+                teacher.lock.notify_all()
 
     def behave(self, teacher: SimulatedTeacher, asked: dict[str, Any], document: str, number: int) -> None:
         if teacher.key and self.headers.get("Authorization") != f"Bearer {teacher.key}":

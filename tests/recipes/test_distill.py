@@ -215,7 +215,7 @@ class TestHostile:
             ended = program("distill", *given)
             assert ended.code == 0
             assert f"{cap[0][2:]} " in ended.out
-            assert "tokens); the same command goes on from here" in ended.out
+            assert "; the same command goes on from here" in ended.out
             spent = teacher.cost(3, 9) if cap[0] == "--max_cost" else teacher.billed.total()
             assert 0 < spent <= float(cap[1])
             requests = len(teacher.documents)

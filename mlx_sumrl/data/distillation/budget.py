@@ -58,8 +58,9 @@ class Budget:
         async with self._changed:
             while over := self._over((held := self.worst(prompt_bytes)).worst):
                 if not self._under_way:
+                    cost = f", cost {held.worst.cost:.2g}" if held.worst.cost else ""
                     raise CapReachedError(
-                        f"{over} is reached (the next request may take {held.worst.tokens:,} tokens)"
+                        f"{over} is reached (the next request may take {held.worst.tokens:,} tokens{cost})"
                     )
                 await self._changed.wait()
             self._prompt += held.worst.prompt_tokens

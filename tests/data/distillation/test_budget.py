@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_sumrl.config import DistillConfig
@@ -24,6 +24,7 @@ def config(**changes: object) -> DistillConfig:
     return DistillConfig.model_validate({**options, **changes})
 
 
+@settings(deadline=None)  # machines are shared
 @given(
     requests=st.lists(st.tuples(st.integers(1, 800), st.floats(0, 1), st.floats(0, 1), st.integers(1, 9))),
     cap=st.integers(0, 8000),
@@ -96,7 +97,7 @@ def test_reached_says_which() -> None:
         return str(error.value)
 
     assert asyncio.run(run(max_total_tokens=399)) == (
-        "max_total_tokens 399 is reached (the next request may take 400 tokens)"
+        "max_total_tokens 399 is reached (the next request may take 400 tokens, cost 0.0016)"
     )
     # 300 x 3 and 100 x 7 are 1600 millionths
     assert asyncio.run(run(max_cost=0.00159)).startswith("max_cost 0.00159 is reached")

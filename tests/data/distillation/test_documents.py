@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_sumrl.config import DistillConfig
@@ -26,6 +26,7 @@ def config(*sources: Any, **changes: Any) -> DistillConfig:
     return DistillConfig.model_validate({**options, **changes})
 
 
+@settings(deadline=None)  # machines are shared
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=5), st.integers(1, 120))
 def test_no_source_gets_less_than_its_share(weights: list[int], count: int) -> None:
     """The lower quota of Jefferson's method, at each moment."""
@@ -132,6 +133,7 @@ def test_columns_that_an_instruction_names(tmp_path: Path) -> None:
         plan_documents(config(file), ("titel",))
 
 
+@settings(deadline=None)  # machines are shared
 @given(st.text(), st.sampled_from([" ", "\n", "\t \u3000"]))
 def test_form(text: str, space: str) -> None:
     spaced = space + space.join(text.split()) + space

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_sumrl.config import DistillConfig
@@ -135,6 +135,7 @@ class TestReply:
     def test_usage_that_cannot_be(self, usage: Any) -> None:
         assert read_reply(self.body(usage=usage)).usage is None
 
+    @settings(deadline=None)  # machines are shared
     @given(
         st.recursive(
             st.none() | st.booleans() | st.integers() | st.text(),

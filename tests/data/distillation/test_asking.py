@@ -87,22 +87,38 @@ def test_back_off_doubles_for_one_request(tmp_path: Path) -> None:
     assert (asked.done, asked.attempts_failed) == (6, {"status 429": 4})
 
 
+class ClockOfTwo(Clock):
+    """Time passes only while two wait: one that waits alone does not take the other along."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both = asyncio.Barrier(2)
+
+    async def pause(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        until = self.now + seconds
+        async with asyncio.timeout(20):
+            await self.both.wait()
+        self.now = max(self.now, until)
+
+
 def test_retry_after_holds_for_everybody(tmp_path: Path) -> None:
-    """While the server asks for quiet, nobody sends; every later request comes 30 seconds on at the earliest."""
+    """The server asks one of two for 30 seconds of quiet: the other, too, sends nothing before they are over."""
     sent: list[float] = []
     run = Run(tmp_path, lambda number, document: "answer", count=12, concurrency=2)
+    run.clock = ClockOfTwo()
 
     def script(number: int, document: str) -> str:
         sent.append(run.clock.now)
         return "busy 30" if number == 4 else "answer"
 
     run.server.script = script
-    asked = run.ask()
-    assert asked.done == 12
-    assert sent[3] == 1000
-    # The one request that was under way beside it may have been sent before the answer was read.
+    assert run.ask().done == 12
+    # The other may have sent one more before the 429 was read.
+    assert sent[:4] == [1000] * 4
     assert all(at >= 1030 for at in sent[5:])
     assert len(sent) == 13
+    assert sorted(run.clock.pauses)[-1] == 30.5
 
 
 def test_a_retry_after_of_hours_stops(tmp_path: Path) -> None:
@@ -146,6 +162,13 @@ def test_when_all_of_a_few_are_refused_that_is_an_error(tmp_path: Path) -> None:
     # Now that there is an answer, a run that adds none still ends well: its dataset is written.
     again = Run(tmp_path, lambda number, document: "status 400", count=3)
     assert again.ask().failed == {"status 400": 2}
+
+
+def test_a_refused_first_row_does_not_let_the_others_loose(tmp_path: Path) -> None:
+    run = Run(tmp_path, lambda number, document: "status 400" if number == 1 else "status 401", concurrency=4)
+    with pytest.raises(UserError, match="refuses the key"):
+        run.ask()
+    assert len(run.server.documents) == 2
 
 
 def test_a_refused_row_is_not_sent_twice(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,31 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     ):
         Ledger.open(path, IDENTITY)
     Ledger.open(path, IDENTITY).close()
+
+
+def test_after_half_a_line_nothing_is_written(tmp_path: Path) -> None:
+    """Room for ten bytes more, then for everything again: what follows half a line could not be read back."""
+    path = tmp_path / "ledger.jsonl"
+    whole = filled(path, ["a"])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    async def ask(ledger: Ledger) -> None:
+        await ledger.ask("b", "row", Spent(20, 10, 1.0), (20, 10))
+
+    with Ledger.open(path, IDENTITY) as ledger:
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 10, hard))
+            with pytest.raises(UserError, match="cannot be written"):
+                asyncio.run(ask(ledger))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        with pytest.raises(UserError, match="cannot be written"):
+            asyncio.run(ask(ledger))
+    assert path.read_bytes()[: len(whole)] == whole
+    assert len(path.read_bytes()) == len(whole) + 10
+    with Ledger.open(path, IDENTITY) as ledger:
+        assert set(ledger.answers) == {"a"}
+    assert path.read_bytes() == whole
 
 
 def test_damage_in_the_middle_is_named_and_left_alone(tmp_path: Path) -> None:

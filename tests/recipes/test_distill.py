@@ -14,7 +14,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from mlx_sumrl.config import DataConfig
 from mlx_sumrl.data.distillation.ledger import Ledger
+from mlx_sumrl.data.examples import load_examples
+from mlx_sumrl.data.sources import read_rows
 from tests.data.distillation.simulated_teacher import KEY, MODEL, SimulatedTeacher, summary_of
 
 from .distilling import QUICK, document, options, read, source, spent_at_most, write_rows
@@ -376,6 +379,10 @@ def test_a_real_server(program: Program, tmp_path: Path) -> None:
             assert row["provenance"]["usage"]["prompt_tokens"] == len(ids)
             assert row["provenance"]["usage"]["counted_by"] == "server"
             assert row["id"].startswith("dev_")
+        # What training reads.
+        data = DataConfig(train=str(tmp_path / "out" / "train.jsonl"), id_column="id")
+        loaded = load_examples(read_rows(str(data.train)), data, tokenizer, 64)
+        assert [one.reference for one in loaded.examples] == [row["summary"] for row in rows]
         said = sentence_of(program("distill", *given, "--out", "other", "--model", "nobody/nothing"))
         assert "nobody/nothing" in said
         assert httpx.get(f"{url}/models").status_code == 200

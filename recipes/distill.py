@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -82,10 +83,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if keys is not None and asked.failed:
         reasons = ", ".join(f"{n} x {why}" for why, n in asked.failed.most_common())
         say(f"{counted(asked.failed.total(), 'question')} failed: {reasons}; the same command asks again")
+    if keys is not None and asked.refused_before:
+        refused = counted(asked.refused_before, "question")
+        say(f"{refused} left out that {teacher.host} refused before; --retry.refused asks again")
     if stopped is not None:
-        say(
-            f"{asked.total - asked.done} questions are left open: {stopped}; the same command goes on from here"
-        )
+        left = counted(asked.total - asked.done - asked.failed.total(), "question")
+        say(f"{left} left open: {stopped}; the same command goes on from here")
         if stopped == INTERRUPTED:
             raise KeyboardInterrupt
 
@@ -104,16 +107,17 @@ async def _ask(
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
 
+    interrupts = itertools.count(1)
+
     def interrupt() -> None:
-        if stop.event.is_set():
+        if next(interrupts) > 1:
             task.cancel()
             return
         stop.ask(INTERRUPTED)
         progress.note("stopping: answers under way are waited for; once more stops at once")
 
-    with contextlib.suppress(
-        NotImplementedError, RuntimeError, ValueError
-    ):  # signals belong to the main thread
+    # Signals belong to the main thread; elsewhere there is nothing to set.
+    with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, interrupt)
     try:
@@ -132,10 +136,9 @@ def _account(ledger: Ledger, say: Callable[[str], None]) -> None:
     if spent.cost:
         text += f", cost {spent.cost:.4g}"
     if ledger.asks_without_outcome:
+        asks = counted(ledger.asks_without_outcome, "request")
         text += (
-            f"; {counted(ledger.asks_without_outcome, 'request')} ended without an answer and may have been billed: "
-            f"at most "
-            f"{uncertain.tokens:,} tokens"
+            f"; {asks} ended without an answer and may have been billed: at most {uncertain.tokens:,} tokens"
         )
         text += f", cost {uncertain.cost:.4g}" if uncertain.cost else ""
     say(text)

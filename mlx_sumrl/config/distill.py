@@ -73,6 +73,8 @@ class RetryConfig(Room):
     """It doubles no further than this. A `Retry-After` of the server comes first where it is longer."""
     longest_retry_after_s: float = Field(default=600.0, ge=0, allow_inf_nan=False)
     """Where the server asks to wait longer than this, the run stops and says so."""
+    refused: bool = False
+    """Ask again about rows that the server refused in an earlier run while it answered others."""
     failures_in_a_row: int = Field(default=20, gt=0)
     """The run stops when so many rows have failed and none has succeeded in between."""
 

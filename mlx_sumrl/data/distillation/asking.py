@@ -27,9 +27,11 @@ class Asked:
     """How a run goes."""
 
     total: int
-    """Questions, those that the ledger answers already among them."""
+    """Questions, those that the ledger answers already among them, without `refused_before`."""
     done: int
     """Answered, now or before."""
+    refused_before: int = 0
+    """Questions that an earlier run found refused, and that are not asked again."""
     answered: int = 0
     """Answered in this run."""
     failed: Counter[str] = field(default_factory=Counter)
@@ -96,6 +98,7 @@ class Asking:
         self._failed_in_a_row = 0
         self._detail = ""
         """The server's words on the last row that was given up."""
+        self._failed_before: set[str] = set()
         self._reached = False
         """Whether the server has answered anything yet."""
 
@@ -106,8 +109,14 @@ class Asking:
             UserError: what no other question would fare better with. Answers that were under way are kept.
         """
         answered = self._ledger.answers
-        self.asked = Asked(len(questions), sum(one.key in answered for one in questions))
-        waiting = iter([one for one in questions if one.key not in answered])
+        refused = set() if self._config.retry.refused else self._ledger.refused - set(answered)
+        wanted = [one for one in questions if one.key not in refused]
+        done = sum(one.key in answered for one in wanted)
+        self.asked = Asked(len(wanted), done, len(questions) - len(wanted))
+        # Those that failed before come last: they say least about the server.
+        self._failed_before = set(self._ledger.failures)
+        open_questions = [one for one in wanted if one.key not in answered]
+        waiting = iter(sorted(open_questions, key=lambda one: one.key in self._failed_before))
         # Alone until one is answered: what is wrong with the address, the key or the model shows here.
         for question in waiting:
             await self._settle(question)
@@ -148,15 +157,15 @@ class Asking:
             self._stop.ask(str(error))
             return
         except RefusedRowError as error:
-            await self._give_up(question, str(error), error.detail)
+            await self._give_up(question, str(error), error.detail, refused=True)
         except FailedAttemptError as error:
-            if not self._reached:
+            if not self._reached and question.key not in self._failed_before:
                 raise UserError(
                     f"{self._teacher.host} has answered nothing in {self._config.retry.attempts} attempts: "
                     f"{_with_detail(str(error), error.detail)}; mend that, or correct --teacher, then run the same "
                     "command again"
                 ) from None
-            await self._give_up(question, str(error), error.detail)
+            await self._give_up(question, str(error), error.detail, refused=False)
         else:
             if not answered:
                 return
@@ -165,11 +174,11 @@ class Asking:
             self.asked.done += 1
         self._show(self.asked, self._ledger.spent)
 
-    async def _give_up(self, question: Question, why: str, detail: str) -> None:
+    async def _give_up(self, question: Question, why: str, detail: str, *, refused: bool) -> None:
         self.asked.failed[why] += 1
         self._detail = detail or self._detail
         self._failed_in_a_row += 1
-        await self._ledger.fail(question.key, question.document.row, why)
+        await self._ledger.fail(question.key, question.document.row, why, refused=refused)
         if self._failed_in_a_row >= self._config.retry.failures_in_a_row:
             raise UserError(
                 f"{self._failed_in_a_row} rows in a row failed at {self._teacher.host}, the last for "

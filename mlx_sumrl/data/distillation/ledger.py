@@ -60,6 +60,9 @@ class Ledger:
         """Key -> the line of its answer, in the order in which they came."""
         self.failures: dict[str, dict[str, Any]] = {}
         """Key -> the line of its last failure, for keys that have no answer."""
+        self.refused: set[str] = set()
+        """Keys that the server would not have, though it answered others later in that run: no use asking again."""
+        self._refused_last: set[str] = set()
         self.released: Counter[str] = Counter()
         """Reason -> requests that failed and cost nothing."""
         self.lost: Counter[str] = Counter()
@@ -160,9 +163,10 @@ class Ledger:
         """A request that may have been billed though no answer came. It counts at its worst case."""
         self._take({"kind": "lost", "ask": ask, "why": why}, write=True)
 
-    async def fail(self, key: str, row: str, why: str) -> None:
-        """A row that is given up in this run; a later run asks for it again."""
-        await self._add({"kind": "failed", "key": key, "row": row, "why": why, "time": now()})
+    async def fail(self, key: str, row: str, why: str, *, refused: bool) -> None:
+        """A row that is given up in this run. A later one asks for it again, unless the server ``refused`` it."""
+        record = {"kind": "failed", "key": key, "row": row, "why": why, "refused": refused}
+        await self._add(record | {"time": now()})
 
     def close(self) -> None:
         """Write what is waiting and give the file free; may be called again."""
@@ -205,6 +209,7 @@ class Ledger:
             self.header = dict(record)
         elif kind == "plan":
             self.plan = dict(record)
+            self._refused_last = set()  # another run: what was wrong in the last one may have been mended
         elif kind == "asked":
             self._worst[record["ask"]] = Spent(*record["worst"])
             self._base[record["ask"]] = (record["base"][0], record["base"][1])
@@ -221,6 +226,9 @@ class Ledger:
             )
             self.answers.setdefault(record["key"], dict(record))
             self.failures.pop(record["key"], None)
+            # An answer says that the server was well: what it refused before, it refused for the row's sake.
+            self.refused = (self.refused | self._refused_last) - {record["key"]}
+            self._refused_last = set()
         elif kind == "released":
             self._worst.pop(record["ask"], None)
             self.released[record["why"]] += 1
@@ -228,6 +236,8 @@ class Ledger:
             self.lost[record["why"]] += 1
         elif kind == "failed" and record["key"] not in self.answers:
             self.failures[record["key"]] = dict(record)
+            if record["refused"]:
+                self._refused_last.add(record["key"])
 
     def _write(self, content: bytes) -> None:
         with self._writing:

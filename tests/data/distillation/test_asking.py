@@ -57,6 +57,7 @@ class Run:
         async def run(ledger: Ledger) -> Asked:
             instructions = Instructions(self.config)
             self.stop = Stop()
+            await ledger.plan_for({})
             async with Teacher(self.config, {}) as teacher:
                 asking = Asking(
                     self.config,
@@ -142,6 +143,46 @@ def test_a_row_that_never_works_is_given_up_and_asked_for_again_by_the_next_run(
     assert again.server.documents == ["text 3"]
 
 
+def test_rows_that_are_refused_for_good_do_not_stop_the_next_run(tmp_path: Path) -> None:
+    """Ten rows too long for the teacher among thirty: the same command again sends none of them."""
+
+    def script(number: int, document: str) -> str:
+        return "status 400" if int(document.removeprefix("text ")) % 3 == 1 else "answer"
+
+    options: dict[str, Any] = {"count": 30, "concurrency": 1, "retry": {"failures_in_a_row": 5}}
+    first = Run(tmp_path, script, **options).ask()
+    assert (first.done, first.failed) == (20, {"status 400": 10})
+    again = Run(tmp_path, script, **options)
+    asked = again.ask()
+    assert (asked.done, asked.refused_before, asked.failed, asked.stopped) == (20, 10, {}, None)
+    assert again.server.documents == []
+    mended = Run(tmp_path, lambda number, document: "answer", count=30, retry={"refused": True})
+    assert mended.ask().done == 30
+    assert len(mended.server.documents) == 10
+
+
+def test_what_a_server_that_was_not_set_up_refused_is_asked_again(tmp_path: Path) -> None:
+    refusing = Run(tmp_path, lambda number, document: "status 400", count=40, retry={"failures_in_a_row": 9})
+    with pytest.raises(UserError, match="9 rows in a row failed"):
+        refusing.ask()
+    mended = Run(tmp_path, lambda number, document: "answer", count=40)
+    asked = mended.ask()
+    assert (asked.done, asked.refused_before) == (40, 0)
+
+
+def test_a_row_that_breaks_the_server_comes_last_in_the_next_run(tmp_path: Path) -> None:
+    def script(number: int, document: str) -> str:
+        return "status 500" if document == "text 1" else "answer"
+
+    retry = {"attempts": 2}
+    assert Run(tmp_path, script, count=3, retry=retry).ask().failed == {"status 500": 1}
+    again = Run(tmp_path, script, count=5, retry=retry, concurrency=1)
+    assert again.ask().failed == {"status 500": 1}
+    assert again.server.documents == ["text 3", "text 4", "text 1", "text 1"]
+    alone = Run(tmp_path, script, count=5, retry=retry)
+    assert alone.ask().failed == {"status 500": 1}  # and no word of a server that answers nothing
+
+
 def test_a_server_that_never_answers_costs_the_attempts_of_one_question(tmp_path: Path) -> None:
     run = Run(tmp_path, lambda number, document: "status 500", retry={"attempts": 3})
     with pytest.raises(
@@ -160,8 +201,8 @@ def test_when_all_of_a_few_are_refused_that_is_an_error(tmp_path: Path) -> None:
     one_works = Run(tmp_path, lambda number, document: "answer" if number == 2 else "status 400", count=3)
     assert one_works.ask().failed == {"status 400": 2}
     # Now that there is an answer, a run that adds none still ends well: its dataset is written.
-    again = Run(tmp_path, lambda number, document: "status 400", count=3)
-    assert again.ask().failed == {"status 400": 2}
+    again = Run(tmp_path, lambda number, document: "status 400", count=3).ask()
+    assert (again.refused_before, again.failed) == (1, {"status 400": 1})
 
 
 def test_a_refused_first_row_does_not_let_the_others_loose(tmp_path: Path) -> None:

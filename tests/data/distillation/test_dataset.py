@@ -157,4 +157,4 @@ def test_progress_line() -> None:
     assert line(asked, Spent(1_000, 234, 0.5), 10) == (
         "1,234 tokens  cost 0.5  2.0 answers/s  2 failed  5 tried again  ETA 0:30"
     )
-    assert line(Asked(10, 10, 1), Spent(1, 1), 120) == "2 tokens  0.5 answers/min"
+    assert line(Asked(10, 10, answered=1), Spent(1, 1), 120) == "2 tokens  0.5 answers/min"

@@ -86,7 +86,7 @@ def test_outcomes(tmp_path: Path) -> None:
         ledger.release(await ledger.ask("a", "row", worst, (20, 10)), "status 429")
         ledger.lose(await ledger.ask("a", "row", worst, (20, 10)), "time-out")
         await ledger.ask("b", "row", worst, (20, 10))
-        await ledger.fail("a", "row", "time-out")
+        await ledger.fail("a", "row", "time-out", refused=False)
         # 5 tokens more than was held, of which 2 were held because a server had counted more before.
         await ledger.answer(await ledger.ask("c", "row", Spent(22, 10, 1.1), (20, 10)), answer("c", 27, 10))
 
@@ -105,6 +105,27 @@ def test_outcomes(tmp_path: Path) -> None:
         check(ledger)
         asyncio.run(fill(ledger, ["a"]))
         assert not ledger.failures
+
+
+def test_refused_for_good_once_the_server_has_answered_another(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+
+    async def refusals(ledger: Ledger) -> None:
+        await ledger.fail("z", "row", "status 400", refused=True)
+        await ledger.plan_for({})  # another run begins
+        await ledger.fail("a", "row", "status 400", refused=True)
+        await ledger.fail("b", "row", "time-out", refused=False)
+        assert ledger.refused == set()
+        await fill(ledger, ["c"])
+        await ledger.fail("d", "row", "status 400", refused=True)
+
+    with Ledger.open(path, IDENTITY) as ledger:
+        asyncio.run(refusals(ledger))
+    with Ledger.open(path, IDENTITY) as ledger:
+        assert ledger.refused == {"a"}
+        assert set(ledger.failures) == {"a", "b", "d", "z"}
+        asyncio.run(fill(ledger, ["a"]))
+        assert ledger.refused == {"d"}
 
 
 def test_other_options_are_refused_once_there_is_an_answer(tmp_path: Path) -> None:

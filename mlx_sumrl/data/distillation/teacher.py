@@ -304,6 +304,11 @@ def _key(variable: str | None, environment: Mapping[str, str]) -> str | None:
     if variable is None:
         return None
     key = environment.get(variable, "").strip()
+    if not key and not re.fullmatch(r"[A-Z][A-Z0-9_]{0,39}", variable):
+        raise UserError(  # its value is not shown: it may be the key itself
+            "--key_variable is the name of an environment variable, as OPENAI_API_KEY, and there is none of the "
+            "given name: put the key into one, and give its name"
+        )
     if not key:
         raise UserError(
             f"the environment variable {variable} (--key_variable) is not set: set it to the server's API key"

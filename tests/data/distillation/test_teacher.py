@@ -208,6 +208,12 @@ class TestFailures:
                 Teacher(config(key_variable="NAME"), {"NAME": key})
             assert key not in str(error.value) or not key.strip()
 
+    def test_the_key_in_place_of_its_name_is_not_shown(self) -> None:
+        for key in (KEY, "0123456789abcdef0123456789abcdef"):
+            with pytest.raises(UserError, match="is the name of an environment variable") as error:
+                Teacher(config(key_variable=key), {})
+            assert key not in str(error.value)
+
     def test_no_key_goes_where_none_was_named(self, server: SimulatedTeacher) -> None:
         complete(server, "answer", {"OPENAI_API_KEY": KEY})
         assert server.keys == [None]

@@ -9,7 +9,7 @@ from typing import Any
 from mlx_sumrl.data.distillation.ledger import Ledger
 from tests.data.distillation.simulated_teacher import MODEL, SimulatedTeacher
 
-QUICK = ("--retry.first_wait_s", "0", "--timeout_s", "5")
+QUICK = ("--retry.first_wait_s", "0", "--timeout_s", "30")
 
 
 def document(number: int) -> str:

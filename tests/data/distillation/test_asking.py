@@ -47,7 +47,7 @@ class Run:
             "teacher": self.server.url,
             "model": MODEL,
             "source": ["a.jsonl"],
-            "timeout_s": 5,
+            "timeout_s": 30,
         }
         self.config = DistillConfig.model_validate({**given, **options})
         self.documents = [Document(f"d{n}", "a", f"a:{n}", f"text {n}", None, {}, n) for n in range(count)]

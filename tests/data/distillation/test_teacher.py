@@ -33,7 +33,7 @@ MESSAGES = [{"role": "user", "content": "Summarize.\n\nOne two three."}]
 
 
 def config(url: str = "http://127.0.0.1:1", **changes: Any) -> DistillConfig:
-    options = {"out": Path("out"), "teacher": url, "model": MODEL, "source": ["a.jsonl"], "timeout_s": 5}
+    options = {"out": Path("out"), "teacher": url, "model": MODEL, "source": ["a.jsonl"], "timeout_s": 30}
     return DistillConfig.model_validate({**options, **changes})
 
 

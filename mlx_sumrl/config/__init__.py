@@ -7,6 +7,13 @@ A run is described by one `RunConfig`: a YAML file, then command-line options ov
 from __future__ import annotations
 
 from mlx_sumrl.config.data import DataConfig, GrammarConfig
+from mlx_sumrl.config.distill import (
+    AnswerFilterConfig,
+    DistillConfig,
+    PriceConfig,
+    RetryConfig,
+    TeacherSourceConfig,
+)
 from mlx_sumrl.config.policy import (
     DEFAULT_DTYPE,
     REFERENCE_BITS,
@@ -35,8 +42,10 @@ __all__ = [
     "DEFAULT_DTYPE",
     "REFERENCE_BITS",
     "STEP_METRICS",
+    "AnswerFilterConfig",
     "CheckpointConfig",
     "DataConfig",
+    "DistillConfig",
     "Dtype",
     "DuplicatesConfig",
     "EvaluationConfig",
@@ -50,9 +59,11 @@ __all__ = [
     "OptimizerConfig",
     "PolicyConfig",
     "PrepareConfig",
+    "PriceConfig",
     "ReadingConfig",
     "ReferenceKind",
     "ReportingConfig",
+    "RetryConfig",
     "RewardConfig",
     "Room",
     "RunConfig",
@@ -62,6 +73,7 @@ __all__ = [
     "SourceConfig",
     "SplitConfig",
     "StageConfig",
+    "TeacherSourceConfig",
     "TinyModelConfig",
     "UntilConfig",
 ]

@@ -1,0 +1,1 @@
+"""Distillation: documents -> a larger model's answers -> a prepared dataset, with nothing paid for twice."""

@@ -1,0 +1,148 @@
+"""A dataset from a larger model's answers, with nothing paid for twice.
+
+    python -m recipes.distill --teacher http://127.0.0.1:8080 --model default_model --source posts.jsonl --out data/mine
+    python -m recipes.distill --teacher https://api.example.com/v1 --model large --key_variable EXAMPLE_KEY \
+        --source '[{file: news.jsonl, weight: 3}, {file: blogs.csv, document_column: body}]' --rows 5000 \
+        --price.prompt 0.5 --price.completion 1.5 --max_cost 20 --out data/mine
+    python -m recipes.distill --from_ledger --filter.longest 60 --out data/mine
+
+Every answer is in OUT/ledger.jsonl the moment it comes. The same command goes on where it was stopped, however that
+was; the last one asks nothing and writes OUT/train.jsonl again with other filters.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import signal
+import sys
+from collections.abc import Callable, Sequence
+
+from rich.console import Console
+
+from mlx_sumrl.config import DistillConfig
+from mlx_sumrl.data.distillation.answer_filter import AnswerFilter, language_finder
+from mlx_sumrl.data.distillation.asking import Asked, Asking, Stop
+from mlx_sumrl.data.distillation.dataset import (
+    LEDGER,
+    TRAIN,
+    make_dataset,
+    refuse_foreign_folder,
+    write_dataset,
+)
+from mlx_sumrl.data.distillation.documents import counted, plan_documents
+from mlx_sumrl.data.distillation.ledger import Ledger
+from mlx_sumrl.data.distillation.progress import DistillProgress
+from mlx_sumrl.data.distillation.questions import Instructions, Question, identity
+from mlx_sumrl.data.distillation.teacher import Teacher
+from mlx_sumrl.options.command_line import exit_code_of, parse
+
+DESCRIPTION = (
+    "Ask a larger model to summarise documents, and write its answers as a dataset to train on. The teacher is any "
+    "OpenAI-compatible server. Stopped at any moment, the same command goes on; no answer is paid for twice."
+)
+INTERRUPTED = "it was interrupted"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Plan, ask, write."""
+    config = parse(DistillConfig, argv, prog="python -m recipes.distill", description=DESCRIPTION)
+    console = Console()
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    refuse_foreign_folder(config.out)
+    languages = language_finder(config)
+    answer_filter = AnswerFilter(config.filter, languages)
+    keys: set[str] | None = None
+    stopped: str | None = None
+    if config.from_ledger:
+        ledger = Ledger.open(config.out / LEDGER, None)
+    else:
+        teacher = Teacher(config)
+        instructions = Instructions(config)
+        plan = plan_documents(config, instructions.columns, languages)
+        say(plan.describe())
+        if teacher.sends_key_in_the_open:
+            say(f"the key goes to {teacher.host} unencrypted: https would hide it")
+        questions = instructions.questions(plan.documents, config.answers)
+        keys = {question.key for question in questions}
+        ledger = Ledger.open(config.out / LEDGER, identity(config))
+    with ledger:
+        if keys is not None:
+            note = {"sources": plan.sources, "left_out": plan.left_out, "questions": len(questions)}
+            with DistillProgress(console) as progress:
+                asked = asyncio.run(_ask(config, teacher, ledger, instructions, questions, note, progress))
+            stopped = asked.stopped
+        dataset = make_dataset(config, ledger, answer_filter, keys)
+        write_dataset(config, ledger, dataset, keys, stopped)
+        _account(ledger, say)
+    say(f"{config.out / TRAIN}: {dataset.describe()}")
+    if keys is not None and asked.failed:
+        reasons = ", ".join(f"{n} x {why}" for why, n in asked.failed.most_common())
+        say(f"{counted(asked.failed.total(), 'question')} failed: {reasons}; the same command asks again")
+    if keys is not None and asked.refused_before:
+        refused = counted(asked.refused_before, "question")
+        say(f"{refused} left out that {teacher.host} refused before; --retry.refused asks again")
+    if stopped is not None:
+        left = counted(asked.total - asked.done - asked.failed.total(), "question")
+        say(f"{left} left open: {stopped}; the same command goes on from here")
+        if stopped == INTERRUPTED:
+            raise KeyboardInterrupt
+
+
+async def _ask(
+    config: DistillConfig,
+    teacher: Teacher,
+    ledger: Ledger,
+    instructions: Instructions,
+    questions: Sequence[Question],
+    plan: dict[str, object],
+    progress: DistillProgress,
+) -> Asked:
+    """Ask what is open; a first Ctrl-C waits for what is under way, a second one does not."""
+    stop = Stop()
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+
+    interrupts = itertools.count(1)
+
+    def interrupt() -> None:
+        if next(interrupts) > 1:
+            task.cancel()
+            return
+        stop.ask(INTERRUPTED)
+        progress.note("stopping: answers under way are waited for; once more stops at once")
+
+    # Signals belong to the main thread; elsewhere there is nothing to set.
+    with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, interrupt)
+    try:
+        async with teacher:
+            await ledger.plan_for(plan)
+            asking = Asking(config, teacher, ledger, instructions, stop, progress.show, progress.note)
+            return await asking.run(questions)
+    except asyncio.CancelledError:
+        progress.note("what was under way is given up; answers that came are kept: the same command goes on")
+        raise KeyboardInterrupt from None
+
+
+def _account(ledger: Ledger, say: Callable[[str], None]) -> None:
+    spent, uncertain = ledger.spent, ledger.uncertain
+    text = f"spent: {spent.prompt_tokens:,} prompt and {spent.completion_tokens:,} completion tokens"
+    if spent.cost:
+        text += f", cost {spent.cost:.4g}"
+    if ledger.asks_without_outcome:
+        asks = counted(ledger.asks_without_outcome, "request")
+        text += (
+            f"; {asks} ended without an answer and may have been billed: at most {uncertain.tokens:,} tokens"
+        )
+        text += f", cost {uncertain.cost:.4g}" if uncertain.cost else ""
+    say(text)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code_of(main))

@@ -7,6 +7,7 @@ A run is described by one `RunConfig`: a YAML file, then command-line options ov
 from __future__ import annotations
 
 from mlx_sumrl.config.data import DataConfig, GrammarConfig
+from mlx_sumrl.config.masking import MaskingConfig, ReasoningConfig
 from mlx_sumrl.config.policy import (
     DEFAULT_DTYPE,
     REFERENCE_BITS,
@@ -37,8 +38,10 @@ __all__ = [
     "GrpoConfig",
     "LengthConfig",
     "LoraConfig",
+    "MaskingConfig",
     "OptimizerConfig",
     "PolicyConfig",
+    "ReasoningConfig",
     "ReferenceKind",
     "ReportingConfig",
     "RewardConfig",

@@ -1,0 +1,152 @@
+"""Rows -> supervised examples: documents with summaries, or conversations.
+
+Invariant: each row either becomes exactly one example or is counted in the report under a reason; examples keep the
+rows' order, none has more than `max_tokens` tokens, and what was cut off came from the end of the document, or of
+the user's longest turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mlx_sumrl.config import DataConfig, MaskingConfig, ReasoningConfig
+from mlx_sumrl.data.examples import Which, check_columns, row_id, too_many_unusable
+from mlx_sumrl.data.prompts import UnusableRowError
+from mlx_sumrl.data.reasoning import kept_traces
+from mlx_sumrl.data.row_report import RowCounter, RowReport
+from mlx_sumrl.data.sources import Row, Rows
+from mlx_sumrl.data.supervised_conversation import ConversationRows
+from mlx_sumrl.data.supervised_document import DocumentRows
+from mlx_sumrl.data.supervised_example import SupervisedExample
+from mlx_sumrl.data.supervised_row import ANSWER_TOO_LONG, SupervisedLimits, SupervisedRow
+from mlx_sumrl.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedSupervised:
+    """The supervised examples of one source and what became of its rows."""
+
+    examples: list[SupervisedExample]
+    report: RowReport
+    """The account of the rows; its prompt lengths are those before the first answer."""
+
+    @property
+    def trained_tokens(self) -> int:
+        """Tokens that count in the loss, of all examples together."""
+        return sum(sum(example.trained) for example in self.examples)
+
+
+def load_supervised(
+    rows: Rows,
+    data: DataConfig,
+    masking: MaskingConfig,
+    tokenizer: PreTrainedTokenizerFast,
+    max_tokens: int,
+    stop_id: int,
+    target_length: int,
+    *,
+    stop_ids: Collection[int] | None = None,
+    which: Which = "train",
+) -> LoadedSupervised:
+    """Every usable row as a supervised example of at most `max_tokens` tokens.
+
+    A document's prompt is the one of `load_examples`, its answer the reference and `stop_id`. A conversation is
+    written by the chat template, and each answer ends with the template's end of turn.
+
+    Args:
+        stop_ids: every token that ends a completion; a template whose end of turn is not among them is refused.
+            None: it is not looked at.
+        which: the option, `data.train` or `data.evaluation`, that errors name.
+
+    Raises:
+        UserError: a column that does not exist, a chat template that cannot be used or hides where answers begin
+            and end, an answer that is too long where that is an error, more unusable rows than
+            `data.max_unusable_share`, or no usable row at all.
+    """
+    option = f"data.{which}"
+    if not rows.rows:
+        raise UserError(f"{option}: {rows.name} has no rows; name a source that has some")
+    counter = RowCounter(rows.name)
+    made: list[SupervisedRow] = []
+    if rows.columns:
+        stops = None if stop_ids is None else frozenset({stop_id, *stop_ids})
+        limits = SupervisedLimits(max_tokens, stop_id, stops)
+        maker = _maker(rows, data, masking, tokenizer, limits, target_length, option)
+        made = _make_all(rows, data, masking.reasoning, maker, counter)
+    else:
+        for row in rows.rows:
+            counter.refuse(row.id, row.broken or "no columns")
+    for one in made:
+        counter.use(one.prompt_tokens, one.tokens_cut)
+    report = counter.report()
+    # Rows that the user said to drop are no reason to stop.
+    dropped = report.unusable.get(ANSWER_TOO_LONG, 0)
+    unusable = report.total - report.used - dropped
+    if not made or unusable > data.max_unusable_share * report.total:
+        raise UserError(too_many_unusable(report, data, option))
+    return LoadedSupervised([one.example for one in made], report)
+
+
+def _maker(
+    rows: Rows,
+    data: DataConfig,
+    masking: MaskingConfig,
+    tokenizer: PreTrainedTokenizerFast,
+    limits: SupervisedLimits,
+    target_length: int,
+    option: str,
+) -> DocumentRows | ConversationRows:
+    columns = rows.columns
+    if masking.messages_column in columns and data.document_column not in columns:
+        check_columns(data, columns, rows.name, option, ("id_column",))
+        return ConversationRows(data, masking, tokenizer, limits)
+    try:
+        check_columns(data, columns, rows.name, option)
+    except UserError as error:
+        if data.document_column in columns:
+            raise
+        raise UserError(
+            f"{error}; conversations are read from a column {masking.messages_column!r} (masking.messages_column)"
+        ) from error
+    return DocumentRows(data, masking, tokenizer, limits, target_length, columns, rows.name)
+
+
+def _make_all(
+    rows: Rows,
+    data: DataConfig,
+    reasoning: ReasoningConfig | None,
+    maker: DocumentRows | ConversationRows,
+    counter: RowCounter,
+) -> list[SupervisedRow]:
+    """The usable rows; with `reasoning`, `share` of those that have a trace keep it."""
+    made: list[SupervisedRow | None] = []
+    traced: list[tuple[int, Row]] = []  # place in `made`
+    for row in rows.rows:
+        try:
+            if row.broken is not None:
+                raise UnusableRowError(row.broken)
+            trace = reasoning is not None and maker.has_trace(row)
+            one = maker.make(row, row_id(row, data), keep_trace=trace)
+        except UnusableRowError as error:
+            counter.refuse(row.id, str(error))
+            continue
+        if trace:
+            traced.append((len(made), row))
+        made.append(one)
+    if reasoning is not None:
+        # Drawn among rows that can be used with their trace, so that the share is that of the examples.
+        kept = kept_traces(len(traced), reasoning.share, reasoning.seed)
+        for (place, row), keep in zip(traced, kept, strict=True):
+            if keep:
+                continue
+            try:
+                made[place] = maker.make(row, row_id(row, data), keep_trace=False)
+            except UnusableRowError as error:
+                counter.refuse(row.id, str(error))
+                made[place] = None
+    return [one for one in made if one is not None]

@@ -1,0 +1,96 @@
+"""A rendered conversation as token ids: which of them are answers, and how it is made to fit.
+
+Invariant: the tokens before an answer are those that its prompt has when the model is asked, whatever the answer
+begins with; an answer's last token is the template's end of turn; and only one turn of the user ever loses tokens,
+from its end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mlx_sumrl.data.encoding import Encoding, Span, control_tokens, cut, encode
+from mlx_sumrl.data.turn_spans import RenderedTurns
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+Place = tuple[int, int]
+"""First token of an answer, and the one after its last."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenisedTurns:
+    """A conversation up to the end of its last answer."""
+
+    encoding: Encoding
+    """Its tokens [T]."""
+    answers: tuple[Place, ...]
+    """Where the answers stand in them, each with its end of turn, in order."""
+
+
+def tokenise_turns(tokenizer: PreTrainedTokenizerFast, rendered: RenderedTurns) -> TokenisedTurns | None:
+    """The tokens of a conversation; None where the template ends an answer without a control token.
+
+    The text is tokenised as a whole. Where a token would reach from the prompt into an answer (two line breaks that
+    are one token, a control token that takes spaces along), the answer is tokenised by itself instead.
+    """
+    ids: list[int] = []
+    spans: list[Span] = []
+    base = 0
+    whole = _from(tokenizer, rendered, base, len(rendered.text))
+    starts = []
+    for answer in rendered.answers:
+        before = _from(tokenizer, rendered, base, answer.start)
+        n = len(before.ids)
+        if whole.ids[:n] != before.ids or (n and whole.spans[n - 1][1] > answer.start):
+            ids += before.ids
+            spans += before.spans
+            starts.append(len(ids))
+            base = answer.start
+            whole = _from(tokenizer, rendered, base, len(rendered.text))
+        else:
+            starts.append(len(ids) + n)
+    ids += whole.ids
+    spans += whole.spans
+    control = control_tokens(tokenizer)
+    places = []
+    for start, answer in zip(starts, rendered.answers, strict=True):
+        ends = (
+            i
+            for i in range(start, len(ids))
+            if ids[i] in control and spans[i][1] > answer.text_end and spans[i][0] < answer.limit
+        )
+        end = next(ends, None)
+        if end is None:
+            return None
+        places.append((start, end + 1))
+    last = places[-1][1]
+    return TokenisedTurns(Encoding(tuple(ids[:last]), tuple(spans[:last])), tuple(places))
+
+
+def cut_turn(tokenised: TokenisedTurns, turn: Span, longest: int) -> TokenisedTurns | None:
+    """At most `longest` tokens: those of `turn` lose their last ones. None: not one of them would be left."""
+    kept = cut(tokenised.encoding, turn, longest)
+    if kept is None:
+        return None
+    lost = len(tokenised.encoding.ids) - len(kept.ids)
+
+    def moved(place: Place) -> Place:
+        shift = lost if tokenised.encoding.spans[place[0]][0] >= turn[1] else 0
+        return place[0] - shift, place[1] - shift
+
+    return TokenisedTurns(kept, tuple(moved(place) for place in tokenised.answers))
+
+
+def tokens_inside(encoding: Encoding, span: Span) -> int:
+    """How many tokens lie wholly inside a span of the text."""
+    return sum(span[0] <= a < b <= span[1] for a, b in encoding.spans)
+
+
+def _from(tokenizer: PreTrainedTokenizerFast, rendered: RenderedTurns, start: int, end: int) -> Encoding:
+    """The characters `start` to `end` of the text as tokens, their spans in the whole text."""
+    data = [(a - start, b - start) for a, b in rendered.data if b > start and a < end]
+    piece = encode(tokenizer, rendered.text[start:end], data)
+    return Encoding(piece.ids, tuple((a + start, b + start) for a, b in piece.spans))

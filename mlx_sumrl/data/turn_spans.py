@@ -90,8 +90,8 @@ class TurnTemplate:
         """The conversation as text, and where everything stands in it.
 
         Raises:
-            UnusableRowError: the template refuses these roles, or rewrites a text.
-            UserError: the template leaves a turn out, or hides where an answer begins or ends.
+            UnusableRowError: the template refuses these roles, leaves one out, or rewrites a text.
+            UserError: the template leaves an answer out, or hides where it begins.
         """
         shape: _Shape = tuple((turn.role, turn.thought is not None) for turn in turns)
         frame = self._frames.get(shape) or self._frame(shape)
@@ -101,7 +101,7 @@ class TurnTemplate:
         of_turn: list[list[Span]] = []
         following = iter(spans)
         for turn in turns:
-            of_turn.append([next(following) for _ in range(1 + (turn.thought is not None))])
+            of_turn.append([next(following) for _ in _texts(turn)])
         answers = []
         for at, lead in frame.leads.items():
             after = of_turn[at + 1][0][0] if at + 1 < len(turns) else len(text)
@@ -120,11 +120,7 @@ class TurnTemplate:
         for trims in (*([tried] if tried else []), *product(_TRIMS, repeat=len(kinds))):
             trim = dict(zip(kinds, trims, strict=True))
             spans, written = [], frame.pieces[0]
-            texts = [
-                trim[kind](one)
-                for kind, turn in zip(shape, turns, strict=True)
-                for one in ((turn.text,) if turn.thought is None else (turn.thought, turn.text))
-            ]
+            texts = [trim[kind](one) for kind, turn in zip(shape, turns, strict=True) for one in _texts(turn)]
             for one, piece in zip(texts, frame.pieces[1:], strict=True):
                 spans.append((len(written), len(written) + len(one)))
                 written += one + piece
@@ -134,47 +130,46 @@ class TurnTemplate:
         raise UnusableRowError("chat template rewrites the text")
 
     def _frame(self, shape: _Shape) -> _Frame:
-        marked, marks, first_mark = [], [], []
-        for role, thinks in shape:
-            first_mark.append(len(marks))
-            own = [f"MlxSumrlText{len(marks) + i}End" for i in range(1 + thinks)]
-            marks += own
-            marked.append(Turn(role, own[-1], own[0] if thinks else None))
-        whole = self._apply(marked)
-        pieces, ends, rest = [], [], whole
-        for at, (role, _) in enumerate(shape):
-            for mark in marks[first_mark[at] :][: 1 + shape[at][1]]:
-                before, found, rest = rest.partition(mark)
-                if not found or whole.count(mark) != 1:
-                    times = (
-                        f"writes {whole.count(mark)} times"
-                        if whole.count(mark) > 1
-                        else "leaves out or moves"
-                    )
-                    which = "the last turn" if at == len(shape) - 1 else "an earlier turn"
-                    raise self.refusal(
-                        f"{times} what the {role} {'thought or ' if shape[at][1] else ''}said in {which}"
-                    )
+        marked = [
+            Turn(role, f"MlxSumrlText{at}End", f"MlxSumrlThought{at}End" if thinks else None)
+            for at, (role, thinks) in enumerate(shape)
+        ]
+        whole = rest = self._apply(marked)
+        pieces, begins, ends = [], [], []
+        for turn in marked:
+            begin = None
+            for mark in _texts(turn):
+                before, found, after = rest.partition(mark)
+                if not found or whole.count(mark) > 1:
+                    raise self._lost(turn, whole.count(mark))
+                if begin is None:
+                    begin = len(whole) - len(rest) + len(before)
+                    begins.append(begin)
                 pieces.append(before)
-                ends.append(len(whole) - len(rest))
-        pieces.append(rest)
+                rest = after
+            ends.append(len(whole) - len(rest))
         leads = {}
-        for at, (role, _) in enumerate(shape):
-            last = at == len(shape) - 1
-            if role != ASSISTANT or not (self._each or last):
+        for at, turn in enumerate(marked):
+            last = at == len(marked) - 1
+            if turn.role != ASSISTANT or not (self._each or last):
                 continue
-            begin = ends[first_mark[at]] - len(marks[first_mark[at]])
             asked = self._apply(marked[:at], ask=True)
-            if not whole.startswith(asked) or len(asked) > begin:
+            if not whole.startswith(asked) or len(asked) > begins[at]:
                 raise self.refusal(
-                    f"hides where an answer begins (it asks for one with {asked[-40:]!r} and writes it after "
-                    f"{whole[max(begin - 40, 0) : begin]!r})"
+                    "hides where an answer begins: it asks for one after "
+                    f"{asked[-30:]!r} and writes it after {whole[: begins[at]][-30:]!r}"
                 )
-            end = ends[first_mark[at] + shape[at][1]]
-            if not last and not self._apply(marked[: at + 1]).startswith(whole[:end]):
+            if not last and not self._apply(marked[: at + 1]).startswith(whole[: ends[at]]):
                 raise self.refusal("writes an earlier answer otherwise than the last one")
-            leads[at] = begin - len(asked)
-        return _Frame(tuple(pieces), leads)
+            leads[at] = begins[at] - len(asked)
+        return _Frame((*pieces, rest), leads)
+
+    def _lost(self, turn: Turn, times: int) -> Exception:
+        """The error for a turn that the template writes never or more than once."""
+        what = "leaves out, moves or rewrites" if times < 2 else f"writes {times} times"
+        if turn.role == ASSISTANT:
+            return self.refusal(f"{what} what the assistant says{' or thinks' if turn.thought else ''}")
+        return UnusableRowError(f"the chat template {what} the {turn.role} turn")
 
     def _apply(self, turns: Sequence[Turn], ask: bool = False) -> str:
         messages = [{"role": turn.role, "content": turn.content} for turn in turns]
@@ -186,3 +181,8 @@ class TurnTemplate:
             cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UnusableRowError(f"the chat template refuses the conversation ({cause})") from error
         return str(rendered)
+
+
+def _texts(turn: Turn) -> tuple[str, ...]:
+    """What of a turn is data, in order."""
+    return (turn.text,) if turn.thought is None else (turn.thought, turn.text)

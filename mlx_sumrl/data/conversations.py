@@ -92,21 +92,18 @@ def joined(system: str | None, mode: str) -> str:
     return f"{system}\n\n{mode}" if system else mode
 
 
-def has_trace(turns: Sequence[Turn]) -> bool:
-    """Whether the last answer has a thought before it."""
-    return bool(split_thought(turns[-1].text)[0])
-
-
 def _turn(message: Any) -> Turn:
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
         raise UnusableRowError("a message is not an object with role and content")
+    if not message["role"].isidentifier():  # templates write it as it is, control tokens and all
+        raise UnusableRowError("the role of a message is not a word")
     if message.get("tool_calls"):
         raise UnusableRowError("a message calls tools")
     content = message.get("content")
     if not isinstance(content, str):
         raise UnusableRowError("the content of a message is not text")
     try:
-        (message["role"] + content).encode()
+        content.encode()
     except UnicodeEncodeError as error:
         raise UnusableRowError("a message is not valid Unicode") from error
     return Turn(message["role"], content)

@@ -11,7 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mlx_sumrl.config import DataConfig, MaskingConfig, ReasoningConfig
+from mlx_sumrl.config import DataConfig, MaskingConfig
 from mlx_sumrl.data.examples import Which, check_columns, row_id, too_many_unusable
 from mlx_sumrl.data.prompts import UnusableRowError
 from mlx_sumrl.data.reasoning import kept_traces
@@ -20,7 +20,7 @@ from mlx_sumrl.data.sources import Row, Rows
 from mlx_sumrl.data.supervised_conversation import ConversationRows
 from mlx_sumrl.data.supervised_document import DocumentRows
 from mlx_sumrl.data.supervised_example import SupervisedExample
-from mlx_sumrl.data.supervised_row import ANSWER_TOO_LONG, SupervisedLimits, SupervisedRow
+from mlx_sumrl.data.supervised_row import ANSWER_TOO_LONG, AnswerTooLongError, SupervisedLimits, SupervisedRow
 from mlx_sumrl.errors import UserError
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def load_supervised(
         stops = None if stop_ids is None else frozenset({stop_id, *stop_ids})
         limits = SupervisedLimits(max_tokens, stop_id, stops)
         maker = _maker(rows, data, masking, tokenizer, limits, target_length, option)
-        made = _make_all(rows, data, masking.reasoning, maker, counter)
+        made = _make_all(rows, data, masking, maker, counter, option)
     else:
         for row in rows.rows:
             counter.refuse(row.id, row.broken or "no columns")
@@ -119,34 +119,45 @@ def _maker(
 def _make_all(
     rows: Rows,
     data: DataConfig,
-    reasoning: ReasoningConfig | None,
+    masking: MaskingConfig,
     maker: DocumentRows | ConversationRows,
     counter: RowCounter,
+    option: str,
 ) -> list[SupervisedRow]:
-    """The usable rows; with `reasoning`, `share` of those that have a trace keep it."""
+    """The usable rows; with `masking.reasoning`, `share` of those that have a trace keep it."""
+    reasoning = masking.reasoning
     made: list[SupervisedRow | None] = []
     traced: list[tuple[int, Row]] = []  # place in `made`
-    for row in rows.rows:
+    too_long: list[tuple[str, AnswerTooLongError]] = []
+
+    def make(row: Row, keep_trace: bool) -> SupervisedRow | None:
         try:
-            if row.broken is not None:
-                raise UnusableRowError(row.broken)
-            trace = reasoning is not None and maker.has_trace(row)
-            one = maker.make(row, row_id(row, data), keep_trace=trace)
+            return maker.make(row, row_id(row, data), keep_trace)
         except UnusableRowError as error:
             counter.refuse(row.id, str(error))
+            if isinstance(error, AnswerTooLongError):
+                too_long.append((row.id, error))
+            return None
+
+    for row in rows.rows:
+        if row.broken is not None:
+            counter.refuse(row.id, row.broken)
             continue
-        if trace:
+        trace = reasoning is not None and maker.has_trace(row)
+        one = make(row, trace)
+        if one is not None and trace:
             traced.append((len(made), row))
         made.append(one)
     if reasoning is not None:
         # Drawn among rows that can be used with their trace, so that the share is that of the examples.
         kept = kept_traces(len(traced), reasoning.share, reasoning.seed)
         for (place, row), keep in zip(traced, kept, strict=True):
-            if keep:
-                continue
-            try:
-                made[place] = maker.make(row, row_id(row, data), keep_trace=False)
-            except UnusableRowError as error:
-                counter.refuse(row.id, str(error))
-                made[place] = None
+            made[place] = made[place] if keep else make(row, False)
+    if too_long and masking.too_long == "error":
+        first, error = too_long[0]
+        raise UserError(
+            f"{option}: {len(too_long)} of {len(rows.rows)} rows of {rows.name} have an answer that is too long; that "
+            f"of row {first} has {error.tokens} tokens, {error.limit}: raise that limit, shorten these answers, or set "
+            "masking.too_long: drop"
+        )
     return [one for one in made if one is not None]

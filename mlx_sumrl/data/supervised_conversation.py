@@ -13,15 +13,21 @@ from mlx_sumrl.data.conversations import (
     USER,
     Turn,
     conversation,
-    has_trace,
     with_reasoning,
     with_system,
 )
 from mlx_sumrl.data.examples import is_blank
 from mlx_sumrl.data.prompts import UnusableRowError
+from mlx_sumrl.data.reasoning import split_thought
 from mlx_sumrl.data.sources import Row
 from mlx_sumrl.data.supervised_example import SupervisedExample
-from mlx_sumrl.data.supervised_row import SupervisedLimits, SupervisedRow, check_without_trace, too_long
+from mlx_sumrl.data.supervised_row import (
+    AnswerTooLongError,
+    SupervisedLimits,
+    SupervisedRow,
+    check_answer_length,
+    check_without_trace,
+)
 from mlx_sumrl.data.turn_spans import RenderedTurns, TurnTemplate
 from mlx_sumrl.data.turn_tokens import TokenisedTurns, cut_turn, tokenise_turns, tokens_inside
 from mlx_sumrl.errors import UserError
@@ -54,15 +60,19 @@ class ConversationRows:
         self._template = TurnTemplate(tokenizer, self._each)
 
     def has_trace(self, row: Row) -> bool:
-        """Whether its last answer has a thought before it. Raises `UnusableRowError`."""
-        return has_trace(self._turns(row))
+        """Whether its last answer has a thought before it."""
+        try:
+            return bool(split_thought(self._turns(row)[-1].text)[0])
+        except UnusableRowError:
+            return False
 
     def make(self, row: Row, name: str, keep_trace: bool) -> SupervisedRow:
         """The example.
 
         Raises:
-            UnusableRowError: nothing can be learned of this row, or its answer is too long and dropped.
-            UserError: its answer is too long, where that is an error, or the template hides where answers are.
+            UnusableRowError: nothing can be learned of this row, or (`AnswerTooLongError`) its answer is too long.
+            UserError: the template hides where answers are, or an answer has a thought that the options do not
+                speak of.
         """
         turns = with_system(self._turns(row), self._data.system)
         if self._masking.reasoning is not None:
@@ -79,7 +89,7 @@ class ConversationRows:
         if tokenised is None:
             raise self._template.refusal("does not end an answer with a control token")
         self._check_ends(tokenised)
-        fitted = self._fitted(tokenised, rendered, turns, name)
+        fitted = self._fitted(tokenised, rendered, turns)
         ids, first = fitted.encoding.ids, fitted.answers[0][0]
         begin = 1 if self._masking.learn == "all" else first
         trained = [self._masking.learn == "all"] * len(ids)
@@ -94,15 +104,12 @@ class ConversationRows:
         return conversation(row.fields, self._masking.messages_column)
 
     def _fitted(
-        self, tokenised: TokenisedTurns, rendered: RenderedTurns, turns: tuple[Turn, ...], name: str
+        self, tokenised: TokenisedTurns, rendered: RenderedTurns, turns: tuple[Turn, ...]
     ) -> TokenisedTurns:
         """The conversation in `max_tokens`: the user's longest turn loses its end."""
-        longest, most = self._limits.max_tokens, self._masking.max_answer_tokens
+        longest = self._limits.max_tokens
         answer = max(end - start for start, end in tokenised.answers)
-        if most is not None and answer > most:
-            raise too_long(
-                self._masking, name, answer, f"is more than masking.max_answer_tokens ({most}) allows"
-            )
+        check_answer_length(self._masking, answer)
         if len(tokenised.encoding.ids) <= longest:
             return tokenised
         asked = [span for span, turn in zip(rendered.turns, turns, strict=True) if turn.role == USER]
@@ -113,12 +120,7 @@ class ConversationRows:
         answers = sum(end - start for start, end in tokenised.answers)
         if cut_turn(tokenised, turn, longest + answers) is None:
             raise UnusableRowError("the conversation does not fit even without its longest turn")
-        raise too_long(
-            self._masking,
-            name,
-            answer,
-            f"leaves no room for the question in the {longest} tokens of an example",
-        )
+        raise AnswerTooLongError(answer, f"which leaves no room for the question in an example of {longest}")
 
     def _check_ends(self, tokenised: TokenisedTurns) -> None:
         stops = self._limits.stop_ids

@@ -17,7 +17,14 @@ from mlx_sumrl.data.prompts import PromptTemplate, UnusableRowError
 from mlx_sumrl.data.reasoning import split_thought, with_thought
 from mlx_sumrl.data.sources import Row
 from mlx_sumrl.data.supervised_example import SupervisedExample
-from mlx_sumrl.data.supervised_row import SupervisedLimits, SupervisedRow, check_without_trace, too_long
+from mlx_sumrl.data.supervised_row import (
+    AnswerTooLongError,
+    SupervisedLimits,
+    SupervisedRow,
+    check_answer_length,
+    check_without_trace,
+)
+from mlx_sumrl.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -49,10 +56,15 @@ class DocumentRows:
                 True: joined(data.system, reasoning.on),
                 False: joined(data.system, reasoning.off),
             }
-        self._templates = {
-            keep: PromptTemplate(data.model_copy(update={"system": system}), tokenizer, columns, source)
-            for keep, system in systems.items()
-        }
+        try:
+            self._templates = {
+                keep: PromptTemplate(data.model_copy(update={"system": system}), tokenizer, columns, source)
+                for keep, system in systems.items()
+            }
+        except UserError as error:
+            if reasoning is None:
+                raise
+            raise UserError(f"{error} (masking.reasoning says on or off in the system prompt)") from error
 
     def has_trace(self, row: Row) -> bool:
         """Whether its answer has a thought before it."""
@@ -62,18 +74,14 @@ class DocumentRows:
         """The example.
 
         Raises:
-            UnusableRowError: nothing can be learned of this row, or its answer is too long and dropped.
-            UserError: its answer is too long, where that is an error.
+            UnusableRowError: nothing can be learned of this row, or (`AnswerTooLongError`) its answer is too long.
+            UserError: its answer has a thought that the options do not speak of.
         """
         data, limits = self._data, self._limits
         document = usable_text(row, data.document_column, "document")
         reference = usable_text(row, data.reference_column, "reference").strip()
         answer = self._answer(reference, name, keep_trace)
-        most = self._masking.max_answer_tokens
-        if most is not None and len(answer) > most:
-            raise too_long(
-                self._masking, name, len(answer), f"is more than masking.max_answer_tokens ({most}) allows"
-            )
+        check_answer_length(self._masking, len(answer))
 
         def prompt(longest: int) -> tuple[tuple[int, ...], int]:
             example, lost = fitted_example(
@@ -96,11 +104,8 @@ class DocumentRows:
             if room >= data.max_prompt_tokens:
                 raise
             prompt(data.max_prompt_tokens)  # is it the answer's fault, or the template's?
-            raise too_long(
-                self._masking,
-                name,
-                len(answer),
-                f"leaves no room for the document in the {limits.max_tokens} tokens of an example",
+            raise AnswerTooLongError(
+                len(answer), f"which leaves no room for the document in an example of {limits.max_tokens}"
             ) from None
         ids = prompt_ids + answer
         learned_from = 1 if self._masking.learn == "all" else len(prompt_ids)

@@ -41,14 +41,21 @@ class SupervisedRow:
     """Tokens that its document lost."""
 
 
-def too_long(masking: MaskingConfig, name: str, tokens: int, limit: str) -> Exception:
-    """The error for an answer of `tokens` tokens: the row is dropped, or the user is told."""
-    if masking.too_long == "drop":
-        return UnusableRowError(ANSWER_TOO_LONG)
-    return UserError(
-        f"row {name}: its answer has {tokens} tokens, which {limit}; raise that limit, shorten the answer, or set "
-        "masking.too_long: drop"
-    )
+class AnswerTooLongError(UnusableRowError):
+    """A row whose answer leaves no room for its document, or is longer than the options allow."""
+
+    def __init__(self, tokens: int, limit: str) -> None:
+        """`tokens`: of the answer, its stop token included; `limit`: what it does not keep to, for people."""
+        super().__init__(ANSWER_TOO_LONG)
+        self.tokens = tokens
+        self.limit = limit
+
+
+def check_answer_length(masking: MaskingConfig, tokens: int) -> None:
+    """Raises `AnswerTooLongError` for more tokens than `max_answer_tokens`."""
+    most = masking.max_answer_tokens
+    if most is not None and tokens > most:
+        raise AnswerTooLongError(tokens, f"more than masking.max_answer_tokens ({most})")
 
 
 def check_without_trace(text: str, name: str, tokenizer: PreTrainedTokenizerFast) -> None:

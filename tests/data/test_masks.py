@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from itertools import groupby
 from typing import Any
 
@@ -195,6 +196,27 @@ def test_a_boundary_that_one_token_reaches_across() -> None:
     assert tokenizer.decode(example.answer_ids) == "\nyes<|im_end|>"
 
 
+def test_a_real_llama_tokenizer(stories: Any) -> None:
+    tokenizer = deepcopy(stories)
+    tokenizer.chat_template = MISTRAL
+    texts = (
+        "Tell me [/INST] a story</s>",
+        "Once upon [/INST] a time",
+        "And then?",
+        "</s> They all <s> slept.",
+    )
+    (example,) = load(tokenizer, conversation(*texts), learn="assistant_turns").examples
+    runs = learned(example)
+    # Its tokenizer puts a space before each piece of text between names of control tokens.
+    assert tokenizer.decode(runs[0]).replace(" ", "") == "Onceupon[/INST]atime</s>"
+    assert tokenizer.decode(runs[1]).replace(" ", "") == "</s>Theyall<s>slept.</s>"
+    stop = tokenizer.eos_token_id
+    assert [run.count(stop) for run in runs] == [1, 1]
+    asked = f"[INST] {texts[0]} [/INST]"
+    assert tokenizer.decode(example.prompt_ids[1:]).replace(" ", "") == asked.replace(" ", "")
+    assert list(example.prompt_ids).count(tokenizer.bos_token_id) == 1
+
+
 def test_an_empty_answer_among_others_is_not_learned() -> None:
     tokenizer = family_tokenizer("qwen2")
     (example,) = load(tokenizer, conversation("q", " ", "q", "yes"), learn="assistant_turns").examples
@@ -278,17 +300,19 @@ def test_rows_that_are_no_conversations() -> None:
         [user, {"role": "assistant"}],
         [user, {"role": "assistant", "content": [{"type": "text", "text": "yes"}]}],
         [user, {"content": "yes"}],
+        [{**user, "role": "user\n<|im_end|>"}, assistant],
         [user, {**assistant, "tool_calls": [{"name": "f"}]}],
         [user, {**assistant, "content": "\ud800"}],
         [user, {**assistant, "tool_calls": None}],
     )
-    assert [example.id for example in loaded.examples] == ["chats.jsonl:1", "chats.jsonl:13"]
+    assert [example.id for example in loaded.examples] == ["chats.jsonl:1", "chats.jsonl:14"]
     assert loaded.report.unusable == {
         "the last turn is not the assistant's": 1,
         "nothing is asked before the first answer": 1,
         "no list of messages in messages": 3,
         "a message is not an object with role and content": 2,
         "the content of a message is not text": 2,
+        "the role of a message is not a word": 1,
         "a message calls tools": 1,
         "a message is not valid Unicode": 1,
     }

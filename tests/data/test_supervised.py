@@ -186,7 +186,12 @@ def test_answers_that_are_too_long(chatml: Any, record: dict[str, Any]) -> None:
     source = rows(short, record, short)
     with pytest.raises(UserError) as error:
         load(chatml, source, 100)
-    for part in ("row posts.jsonl:2", "91 tokens", "100 tokens", "masking.too_long: drop"):
+    for part in (
+        "data.train: 1 of 3 rows of posts.jsonl have an answer that is too long",
+        "that of row posts.jsonl:2 has 91 tokens, which leaves no room",
+        " in an example of 100: raise that limit",
+        "masking.too_long: drop",
+    ):
         assert part in str(error.value)
     loaded = load(chatml, source, 100, too_long="drop")
     assert [example.id for example in loaded.examples] == ["posts.jsonl:1", "posts.jsonl:3"]

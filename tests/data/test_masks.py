@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import Any
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from mlx_sumrl.config import DataConfig, MaskingConfig
@@ -86,6 +86,7 @@ def check_answer(tokenizer: Any, family: Family, ids: list[int], answer: str) ->
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+@settings(deadline=None, max_examples=60)
 @given(question=TEXTS, answer=ANSWERS, system=TEXTS)
 def test_only_the_answer_and_its_end(name: str, question: str, answer: str, system: str) -> None:
     family, tokenizer = FAMILIES[name], family_tokenizer(name)
@@ -109,6 +110,7 @@ def test_only_the_answer_and_its_end(name: str, question: str, answer: str, syst
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+@settings(deadline=None, max_examples=60)
 @given(texts=st.lists(st.sampled_from(PLAIN), min_size=4, max_size=4))
 def test_prompts_are_tokenised_as_without_an_answer(name: str, texts: list[str]) -> None:
     tokenizer = family_tokenizer(name)
@@ -119,6 +121,7 @@ def test_prompts_are_tokenised_as_without_an_answer(name: str, texts: list[str])
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+@settings(deadline=None, max_examples=60)
 @given(texts=st.tuples(TEXTS, ANSWERS, TEXTS, ANSWERS, TEXTS, ANSWERS))
 def test_every_answer_of_a_conversation(name: str, texts: tuple[str, ...]) -> None:
     family, tokenizer = FAMILIES[name], family_tokenizer(name)
@@ -135,6 +138,7 @@ def test_every_answer_of_a_conversation(name: str, texts: tuple[str, ...]) -> No
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+@settings(deadline=None, max_examples=60)
 @given(texts=st.tuples(TEXTS, ANSWERS, TEXTS, ANSWERS))
 def test_all(name: str, texts: tuple[str, ...]) -> None:
     tokenizer = family_tokenizer(name)
@@ -145,6 +149,7 @@ def test_all(name: str, texts: tuple[str, ...]) -> None:
     assert all(whole.trained)
 
 
+@settings(deadline=None, max_examples=60)
 @given(texts=st.lists(st.lists(st.sampled_from(PLAIN), min_size=1).map("".join), min_size=2, max_size=6))
 def test_as_transformers_masks_it(texts: list[str]) -> None:
     """Where a template has {% generation %} marks, transformers says what the assistant's tokens are."""

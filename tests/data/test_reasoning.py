@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -42,6 +42,7 @@ def test_split(text: str, thought: str, answer: str) -> None:
     assert answer_text(text) == answer
 
 
+@settings(deadline=None)
 @given(thought=st.text(max_size=20), answer=st.text(max_size=20))
 def test_what_is_put_together_comes_apart(thought: str, answer: str) -> None:
     text, spans = with_thought(thought, answer)

@@ -56,9 +56,9 @@ def articles(count: int) -> list[dict[str, str]]:
     ]
 
 
-@pytest.mark.parametrize("as_conversations", [False, True])
-def test_2000_long_articles(chatml: Any, as_conversations: bool) -> None:
-    records = articles(2000)
+@pytest.mark.parametrize(("count", "as_conversations"), [(2000, False), (500, True)])
+def test_long_articles(chatml: Any, count: int, as_conversations: bool) -> None:
+    records = articles(count)
     if as_conversations:
         records = [chat(record["document"], record["summary"]) for record in records]
     longest, stop = 150, chatml.convert_tokens_to_ids("<|im_end|>")
@@ -70,10 +70,10 @@ def test_2000_long_articles(chatml: Any, as_conversations: bool) -> None:
     cut = load(chatml, source, longest, data, too_long="drop")
     whole = load(chatml, source, 10_000, data.model_copy(update={"max_prompt_tokens": 9_000}))
     by_id = {example.id: example for example in whole.examples}
-    assert len(by_id) == 2000
+    assert len(by_id) == count
     assert cut.report.used == cut.report.total - cut.report.unusable.get("the answer is too long", 0)
-    assert cut.report.used > 1500
-    assert cut.report.truncated > 1400
+    assert cut.report.used > 0.75 * count
+    assert cut.report.truncated > 0.7 * count
     for example in cut.examples:
         full = by_id[example.id]
         # The answer is whole, and so is the template.

@@ -91,6 +91,6 @@ def tokens_inside(encoding: Encoding, span: Span) -> int:
 
 def _from(tokenizer: PreTrainedTokenizerFast, rendered: RenderedTurns, start: int, end: int) -> Encoding:
     """The characters `start` to `end` of the text as tokens, their spans in the whole text."""
-    data = [(a - start, b - start) for a, b in rendered.data if b > start and a < end]
+    data = [(a - start, b - start) for a, b in rendered.data]
     piece = encode(tokenizer, rendered.text[start:end], data)
     return Encoding(piece.ids, tuple((a + start, b + start) for a, b in piece.spans))

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from mlx_sumrl.config import DataConfig, MaskingConfig
 from mlx_sumrl.data.encoding import control_tokens
@@ -18,6 +20,7 @@ from mlx_sumrl.data.supervised_example import SupervisedExample
 from mlx_sumrl.errors import UserError
 
 from .chat_templates import FAMILIES, GENERATION, IM, MISTRAL, QWEN2, QWEN3, Family, family_tokenizer, made
+from .made_tokenizers import control
 
 # What looks like a template, like the marks that find it, or moves a boundary.
 PIECES = (
@@ -201,6 +204,22 @@ def test_a_boundary_that_one_token_reaches_across() -> None:
     assert tokenizer.decode(example.answer_ids) == "\nyes<|im_end|>"
 
 
+def test_a_prompt_whose_last_tokens_would_be_others() -> None:
+    """ "ab" is one token, and "abc" is "a" and "bc": no token of the prompt alone reaches into the answer."""
+    vocabulary = {c: i for i, c in enumerate([*sorted(pre_tokenizers.ByteLevel.alphabet()), "bc", "ab"])}
+    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[("b", "c"), ("a", "b")]))
+    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    core.add_tokens([control(token) for token in IM])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '<|im_start|>' + ('ab' if m.role == 'assistant' else 'u') + m.content }}"
+        "{{ '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>ab' }}{% endif %}"
+    )
+    (example,) = load(tokenizer, conversation("q", "cc")).examples
+    assert tokenizer.convert_ids_to_tokens(example.prompt_ids)[-2:] == ["<|im_start|>", "ab"]
+    assert tokenizer.convert_ids_to_tokens(example.answer_ids) == ["c", "c", "<|im_end|>"]
+
+
 def test_a_real_llama_tokenizer(stories: Any) -> None:
     tokenizer = deepcopy(stories)
     tokenizer.chat_template = MISTRAL
@@ -253,6 +272,20 @@ def test_a_template_that_hides_the_boundary(what: str) -> None:
     tokenizer.name_or_path = "models/odd"
     with pytest.raises(UserError, match=rf"models/odd.*{what}"):
         load(tokenizer, conversation("q", "yes"))
+
+
+def test_a_template_that_ends_only_the_last_answer() -> None:
+    template = (
+        "{% for m in messages %}{% set answered = loop.last and m.role == 'assistant' %}"
+        "{{ m.role + ': ' + m.content + ('<|im_end|>' if answered else '\n') }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    )
+    tokenizer = made(template)
+    messages = conversation("q", "no", "q", "yes")
+    (example,) = load(tokenizer, messages).examples
+    assert tokenizer.decode(example.answer_ids) == "yes<|im_end|>"
+    with pytest.raises(UserError, match="not end an answer with a control token"):
+        load(tokenizer, messages, learn="assistant_turns")
 
 
 def test_a_template_that_rewrites_earlier_answers() -> None:

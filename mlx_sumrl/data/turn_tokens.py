@@ -7,6 +7,7 @@ from its end.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -41,10 +42,11 @@ def tokenise_turns(tokenizer: PreTrainedTokenizerFast, rendered: RenderedTurns) 
     base = 0
     whole = _from(tokenizer, rendered, base, len(rendered.text))
     starts = []
+    control = control_tokens(tokenizer)
     for answer in rendered.answers:
-        before = _from(tokenizer, rendered, base, answer.start)
-        n = len(before.ids)
-        if whole.ids[:n] != before.ids or (n and whole.spans[n - 1][1] > answer.start):
+        n = _tokens_before(tokenizer, rendered, whole, base, answer.start, control)
+        if n is None:
+            before = _from(tokenizer, rendered, base, answer.start)
             ids += before.ids
             spans += before.spans
             starts.append(len(ids))
@@ -54,7 +56,6 @@ def tokenise_turns(tokenizer: PreTrainedTokenizerFast, rendered: RenderedTurns) 
             starts.append(len(ids) + n)
     ids += whole.ids
     spans += whole.spans
-    control = control_tokens(tokenizer)
     places = []
     for start, answer in zip(starts, rendered.answers, strict=True):
         ends = (
@@ -87,6 +88,31 @@ def cut_turn(tokenised: TokenisedTurns, turn: Span, longest: int) -> TokenisedTu
 def tokens_inside(encoding: Encoding, span: Span) -> int:
     """How many tokens lie wholly inside a span of the text."""
     return sum(span[0] <= a < b <= span[1] for a, b in encoding.spans)
+
+
+def _tokens_before(
+    tokenizer: PreTrainedTokenizerFast,
+    rendered: RenderedTurns,
+    whole: Encoding,
+    base: int,
+    start: int,
+    control: frozenset[int],
+) -> int | None:
+    """How many tokens of `whole`, which begins at the character `base`, are those of the prompt that ends at `start`.
+
+    None: the prompt alone would have others.
+    """
+    # Control tokens part a text before anything else does, so what follows the last of them is enough to look at.
+    first = bisect_right(whole.spans, start, key=lambda span: span[1]) - 1
+    while first > 0 and whole.ids[first] not in control:
+        first -= 1
+    for at in (first, 0) if first > 0 else (0,):
+        begin = base if at == 0 else whole.spans[at][0]
+        before = _from(tokenizer, rendered, begin, start).ids
+        n = at + len(before)
+        if whole.ids[at:n] == before and (n == 0 or whole.spans[n - 1][1] <= start):
+            return n
+    return None
 
 
 def _from(tokenizer: PreTrainedTokenizerFast, rendered: RenderedTurns, start: int, end: int) -> Encoding:

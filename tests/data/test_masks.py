@@ -204,19 +204,40 @@ def test_a_boundary_that_one_token_reaches_across() -> None:
     assert tokenizer.decode(example.answer_ids) == "\nyes<|im_end|>"
 
 
-def test_a_prompt_whose_last_tokens_would_be_others() -> None:
-    """ "ab" is one token, and "abc" is "a" and "bc": no token of the prompt alone reaches into the answer."""
-    vocabulary = {c: i for i, c in enumerate([*sorted(pre_tokenizers.ByteLevel.alphabet()), "bc", "ab"])}
-    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[("b", "c"), ("a", "b")]))
+def merging(template: str, *merges: tuple[str, str]) -> Any:
+    """A byte-level tokenizer with these merges, which splits texts as GPT-2's does."""
+    alphabet = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *map("".join, merges)]
+    core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=list(merges)))
     core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     core.add_tokens([control(token) for token in IM])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core)
-    tokenizer.chat_template = (
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("ending", "merges", "last"),
+    [
+        # "ab" is one token, and "abc" is "a" and "bc": one reaches into the answer.
+        ("ab", [("b", "c"), ("a", "b")], "ab"),
+        # Two line breaks are one token, and before a letter they are two: none reaches into the answer.
+        ("\n\n", [("\u010a", "\u010a")], "\u010a\u010a"),
+    ],
+)
+def test_a_prompt_whose_last_tokens_would_be_others(
+    ending: str, merges: list[tuple[str, str]], last: str
+) -> None:
+    template = (
         "{% for m in messages %}{{ '<|im_start|>' + ('ab' if m.role == 'assistant' else 'u') + m.content }}"
         "{{ '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>ab' }}{% endif %}"
     )
-    (example,) = load(tokenizer, conversation("q", "cc")).examples
-    assert tokenizer.convert_ids_to_tokens(example.prompt_ids)[-2:] == ["<|im_start|>", "ab"]
+    tokenizer = merging(template.replace("ab", ending), *merges)
+    messages = conversation("q", "cc")
+    prompt = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True)["input_ids"]
+    assert tokenizer.apply_chat_template(messages)["input_ids"][: len(prompt)] != prompt
+    (example,) = load(tokenizer, messages).examples
+    assert list(example.prompt_ids) == prompt
+    assert tokenizer.convert_ids_to_tokens(example.prompt_ids)[-2:] == ["<|im_start|>", last]
     assert tokenizer.convert_ids_to_tokens(example.answer_ids) == ["c", "c", "<|im_end|>"]
 
 

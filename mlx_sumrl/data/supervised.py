@@ -34,11 +34,19 @@ class LoadedSupervised:
     examples: list[SupervisedExample]
     report: RowReport
     """The account of the rows; its prompt lengths are those before the first answer."""
+    traces_kept: int = 0
+    """Examples that learn to think before they answer."""
 
     @property
     def trained_tokens(self) -> int:
         """Tokens that count in the loss, of all examples together."""
         return sum(sum(example.trained) for example in self.examples)
+
+    def describe(self) -> str:
+        """The account, and what is learned, as one paragraph for people."""
+        thinking = f", {self.traces_kept} of them with their thoughts" if self.traces_kept else ""
+        learned = f"{self.trained_tokens} tokens of {len(self.examples)} rows are learned{thinking}."
+        return f"{self.report.describe()} {learned}"
 
 
 def load_supervised(
@@ -73,11 +81,12 @@ def load_supervised(
         raise UserError(f"{option}: {rows.name} has no rows; name a source that has some")
     counter = RowCounter(rows.name)
     made: list[SupervisedRow] = []
+    traces_kept = 0
     if rows.columns:
         stops = None if stop_ids is None else frozenset({stop_id, *stop_ids})
         limits = SupervisedLimits(max_tokens, stop_id, stops)
         maker = _maker(rows, data, masking, tokenizer, limits, target_length, option)
-        made = _make_all(rows, data, masking, maker, counter, option)
+        made, traces_kept = _make_all(rows, data, masking, maker, counter, option)
     else:
         for row in rows.rows:
             counter.refuse(row.id, row.broken or "no columns")
@@ -89,7 +98,7 @@ def load_supervised(
     unusable = report.total - report.used - dropped
     if not made or unusable > data.max_unusable_share * report.total:
         raise UserError(too_many_unusable(report, data, option))
-    return LoadedSupervised([one.example for one in made], report)
+    return LoadedSupervised([one.example for one in made], report, traces_kept)
 
 
 def _maker(
@@ -123,8 +132,8 @@ def _make_all(
     maker: DocumentRows | ConversationRows,
     counter: RowCounter,
     option: str,
-) -> list[SupervisedRow]:
-    """The usable rows; with `masking.reasoning`, `share` of those that have a trace keep it."""
+) -> tuple[list[SupervisedRow], int]:
+    """The usable rows; with `masking.reasoning`, `share` of those that have a trace keep it: this many."""
     reasoning = masking.reasoning
     made: list[SupervisedRow | None] = []
     traced: list[tuple[int, Row]] = []  # place in `made`
@@ -148,9 +157,17 @@ def _make_all(
         if one is not None and trace:
             traced.append((len(made), row))
         made.append(one)
+    usable = sum(one is not None for one in made)
+    if reasoning is not None and reasoning.share and usable and not traced and option == "data.train":
+        raise UserError(
+            f"{option}: masking.reasoning teaches to think, but none of the {usable} usable rows of {rows.name} has a "
+            "<think> trace before its answer: leave masking.reasoning out, or name a source that has thoughts"
+        )
+    traces_kept = 0
     if reasoning is not None:
         # Drawn among rows that can be used with their trace, so that the share is that of the examples.
         kept = kept_traces(len(traced), reasoning.share, reasoning.seed)
+        traces_kept = int(kept.sum())
         for (place, row), keep in zip(traced, kept, strict=True):
             made[place] = made[place] if keep else make(row, False)
     if too_long and masking.too_long == "error":
@@ -160,4 +177,4 @@ def _make_all(
             f"of row {first} has {error.tokens} tokens, {error.limit}: raise that limit, shorten these answers, or set "
             "masking.too_long: drop"
         )
-    return [one for one in made if one is not None]
+    return [one for one in made if one is not None], traces_kept

@@ -151,7 +151,9 @@ def test_on_and_off(as_conversations: bool, share: float) -> None:
             kept.append(on)
         else:
             assert not on
-    assert sum(kept) == int(20 * share + 0.5)
+    assert sum(kept) == loaded.traces_kept == int(20 * share + 0.5)
+    assert (f", {sum(kept)} of them with their thoughts." in loaded.describe()) == bool(share)
+    assert f"{loaded.trained_tokens} tokens of 23 rows are learned" in loaded.describe()
 
 
 def test_seeds() -> None:
@@ -221,6 +223,26 @@ def test_traces_that_nobody_asked_for(as_conversations: bool, chatml: Any) -> No
         plain.decode(example.answer_ids)
         == DOCUMENTS[0]["summary"].strip("" if as_conversations else None) + "<|im_end|>"
     )
+
+
+def test_nothing_to_think_about() -> None:
+    plain = [{"document": "d", "summary": "no trace"}] * 3
+    with pytest.raises(
+        UserError, match=r"masking\.reasoning.*none of the 3 usable rows of f.*leave masking\.reasoning out"
+    ):
+        load(plain, reasoning={})
+    (example, *_) = load(plain, reasoning={"share": 0}).examples
+    assert "reasoning off" in TOKENIZER.decode(example.prompt_ids)
+
+
+@pytest.mark.parametrize("as_conversations", [False, True])
+def test_a_template_that_leaves_the_system_prompt_out(as_conversations: bool) -> None:
+    tokenizer = thinking(QWEN2.replace("in messages %}", "in messages if message['role'] != 'system' %}"))
+    given = [as_messages(record) for record in DOCUMENTS] if as_conversations else DOCUMENTS
+    with pytest.raises(
+        UserError, match=r"the system turn|masking\.reasoning says on or off in the system prompt"
+    ):
+        load(given, tokenizer, reasoning={})
 
 
 def test_options() -> None:

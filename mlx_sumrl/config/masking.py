@@ -35,7 +35,7 @@ class MaskingConfig(Room):
     """`answer`: the last answer. `assistant_turns`: every answer of a conversation. `all`: the prompt too. Each
     answer's end of turn is learned with it."""
     messages_column: str = "messages"
-    """Column with conversations, lists of {role, content}; read where there is no data.document_column."""
+    """Column with conversations, lists of {role, content}; read in rows that have no data.document_column."""
     too_long: Literal["error", "drop"] = "error"
     """What becomes of a row whose answer leaves no room for its document, or is longer than `max_answer_tokens`."""
     max_answer_tokens: int | None = Field(default=None, gt=0)

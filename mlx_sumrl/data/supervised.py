@@ -7,7 +7,7 @@ the user's longest turn.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -85,8 +85,8 @@ def load_supervised(
     if rows.columns:
         stops = None if stop_ids is None else frozenset({stop_id, *stop_ids})
         limits = SupervisedLimits(max_tokens, stop_id, stops)
-        maker = _maker(rows, data, masking, tokenizer, limits, target_length, option)
-        made, traces_kept = _make_all(rows, data, masking, maker, counter, option)
+        maker_of = _makers(rows, data, masking, tokenizer, limits, target_length, option)
+        made, traces_kept = _make_all(rows, data, masking, maker_of, counter, option)
     else:
         for row in rows.rows:
             counter.refuse(row.id, row.broken or "no columns")
@@ -101,7 +101,7 @@ def load_supervised(
     return LoadedSupervised([one.example for one in made], report, traces_kept)
 
 
-def _maker(
+def _makers(
     rows: Rows,
     data: DataConfig,
     masking: MaskingConfig,
@@ -109,27 +109,38 @@ def _maker(
     limits: SupervisedLimits,
     target_length: int,
     option: str,
-) -> DocumentRows | ConversationRows:
-    columns = rows.columns
-    if masking.messages_column in columns and data.document_column not in columns:
+) -> Callable[[Row], DocumentRows | ConversationRows]:
+    """Which of the two makes an example of a row: a source of several may hold both kinds."""
+    columns, messages = rows.columns, masking.messages_column
+
+    def is_conversation(row: Row) -> bool:
+        return row.fields.get(messages) is not None and row.fields.get(data.document_column) is None
+
+    conversations: ConversationRows | None = None
+    chats_only = messages in columns and data.document_column not in columns
+    if chats_only or any(map(is_conversation, rows.rows)):
+        conversations = ConversationRows(data, masking, tokenizer, limits)
+    if chats_only and conversations is not None:
         check_columns(data, columns, rows.name, option, ("id_column",))
-        return ConversationRows(data, masking, tokenizer, limits)
+        only = conversations
+        return lambda row: only
     try:
         check_columns(data, columns, rows.name, option)
     except UserError as error:
         if data.document_column in columns:
             raise
         raise UserError(
-            f"{error}; conversations are read from a column {masking.messages_column!r} (masking.messages_column)"
+            f"{error}; conversations are read from a column {messages!r} (masking.messages_column)"
         ) from error
-    return DocumentRows(data, masking, tokenizer, limits, target_length, columns, rows.name)
+    documents = DocumentRows(data, masking, tokenizer, limits, target_length, columns, rows.name)
+    return lambda row: conversations if conversations and is_conversation(row) else documents
 
 
 def _make_all(
     rows: Rows,
     data: DataConfig,
     masking: MaskingConfig,
-    maker: DocumentRows | ConversationRows,
+    maker_of: Callable[[Row], DocumentRows | ConversationRows],
     counter: RowCounter,
     option: str,
 ) -> tuple[list[SupervisedRow], int]:
@@ -141,7 +152,7 @@ def _make_all(
 
     def make(row: Row, keep_trace: bool) -> SupervisedRow | None:
         try:
-            return maker.make(row, row_id(row, data), keep_trace)
+            return maker_of(row).make(row, row_id(row, data), keep_trace)
         except UnusableRowError as error:
             counter.refuse(row.id, str(error))
             if isinstance(error, AnswerTooLongError):
@@ -152,7 +163,7 @@ def _make_all(
         if row.broken is not None:
             counter.refuse(row.id, row.broken)
             continue
-        trace = reasoning is not None and maker.has_trace(row)
+        trace = reasoning is not None and maker_of(row).has_trace(row)
         one = make(row, trace)
         if one is not None and trace:
             traced.append((len(made), row))

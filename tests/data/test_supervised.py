@@ -263,3 +263,13 @@ def test_columns(chatml: Any) -> None:
     # A document is what the options name; what else a row holds does not matter then.
     (example,) = load(chatml, rows({**GOOD, "messages": conversation})).examples
     assert chatml.decode(example.answer_ids) == "the cat sat<|im_end|>"
+
+
+def test_documents_and_conversations_in_one_source(chatml: Any) -> None:
+    """As a prepared file of several sources has them; a .parquet file fills up with nulls."""
+    null = {"document": None, "summary": None}
+    source = rows(GOOD, chat("q", "a"), {**chat("q", "b"), **null}, {**GOOD, "messages": None}, null)
+    loaded = load(chatml, source)
+    answers = [chatml.decode(example.answer_ids).removesuffix("<|im_end|>") for example in loaded.examples]
+    assert answers == ["the cat sat", "a", "b", "the cat sat"]
+    assert loaded.report.unusable == {"no document": 1}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import unicodedata
 from copy import deepcopy
 from itertools import groupby
 from typing import Any
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -239,6 +240,18 @@ def test_a_prompt_whose_last_tokens_would_be_others(
     assert list(example.prompt_ids) == prompt
     assert tokenizer.convert_ids_to_tokens(example.prompt_ids)[-2:] == ["<|im_start|>", last]
     assert tokenizer.convert_ids_to_tokens(example.answer_ids) == ["c", "c", "<|im_end|>"]
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(question=TEXTS, answer=ANSWERS)
+def test_a_real_tokenizer_and_template(summarizer: Any, question: str, answer: str) -> None:
+    (example,) = load(summarizer, conversation(question, answer)).examples
+    # It composes characters, as Qwen2's does.
+    question, answer = unicodedata.normalize("NFC", question), unicodedata.normalize("NFC", answer)
+    asked = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+    assert summarizer.decode(example.prompt_ids) == asked
+    assert summarizer.decode(example.answer_ids) == f"{answer}<|im_end|>"
+    assert [one for one in example.prompt_ids + example.answer_ids if one < 3] == [1, 2, 1, 2]
 
 
 def test_a_real_llama_tokenizer(stories: Any) -> None:

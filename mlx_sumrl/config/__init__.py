@@ -14,6 +14,7 @@ from mlx_sumrl.config.distill import (
     RetryConfig,
     TeacherSourceConfig,
 )
+from mlx_sumrl.config.masking import MaskingConfig, ReasoningConfig
 from mlx_sumrl.config.policy import (
     DEFAULT_DTYPE,
     REFERENCE_BITS,
@@ -56,11 +57,13 @@ __all__ = [
     "GrpoConfig",
     "LengthConfig",
     "LoraConfig",
+    "MaskingConfig",
     "OptimizerConfig",
     "PolicyConfig",
     "PrepareConfig",
     "PriceConfig",
     "ReadingConfig",
+    "ReasoningConfig",
     "ReferenceKind",
     "ReportingConfig",
     "RetryConfig",

@@ -46,7 +46,7 @@ def encode(
         UserError: the tokenizer is not a fast one and cannot say which characters a token stands for.
     """
     ids, spans = _tokenise(tokenizer, text, add_special_tokens=add_special_tokens)
-    control = _control_tokens(tokenizer, len(tokenizer))
+    control = control_tokens(tokenizer)
     # From the end, so that what is spliced in moves no place that is still to come.
     for i in reversed([i for i, token_id in enumerate(ids) if token_id in control]):
         start, end = spans[i]
@@ -104,9 +104,14 @@ def _tokenise(tokenizer: Any, text: str, **options: bool) -> tuple[list[int], li
     return encoded["input_ids"], encoded["offset_mapping"]
 
 
+def control_tokens(tokenizer: PreTrainedTokenizerFast) -> frozenset[int]:
+    """Ids that mean something to the model beyond their letters."""
+    return _control_tokens(tokenizer, len(tokenizer))
+
+
 @lru_cache(maxsize=4)
 def _control_tokens(tokenizer: Any, size: int) -> frozenset[int]:
-    """Ids that mean something to the model beyond their letters. `size`: tokens may be added later."""
+    """`size`: tokens may be added later."""
     # Some families leave `special` off for tokens that steer all the same (`<think>`, `<｜User｜>`); others
     # add runs of spaces or whole words, which are ordinary text.
     return frozenset(

@@ -6,7 +6,7 @@ keep the rows' order.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Which = Literal["train", "evaluation"]
 
-_TOO_LONG = "the template alone is longer than max_prompt_tokens"
+TEMPLATE_TOO_LONG = "the template alone is longer than max_prompt_tokens"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,23 +72,24 @@ def load_examples(
     examples: list[Example] = []
     template: PromptTemplate | None = None
     if columns:  # else every row is broken, and is reported as such
-        _check_columns(config, columns, rows.name, option)
+        check_columns(config, columns, rows.name, option)
         template = PromptTemplate(config, tokenizer, columns, rows.name)
     for row in rows.rows:
         try:
             if row.broken is not None or template is None:
                 raise UnusableRowError(row.broken or "no columns")
-            document = _text(row, config.document_column, "document")
-            reference = _text(row, config.reference_column, "reference").strip()
-            example, tokens_cut = _example(
+            document = usable_text(row, config.document_column, "document")
+            reference = usable_text(row, config.reference_column, "reference").strip()
+            example, tokens_cut = fitted_example(
                 template,
                 config,
                 tokenizer,
                 target_length,
-                _row_id(row, config),
+                row_id(row, config),
                 document,
                 reference,
                 row.fields,
+                config.max_prompt_tokens,
             )
         except UnusableRowError as error:
             counter.refuse(row.id, str(error))
@@ -97,7 +98,7 @@ def load_examples(
         counter.use(len(example.prompt_ids), tokens_cut)
     report = counter.report()
     if not examples or report.unusable_share > config.max_unusable_share:
-        raise UserError(_too_many_unusable(report, config, option))
+        raise UserError(too_many_unusable(report, config, option))
     return LoadedExamples(examples, report)
 
 
@@ -119,66 +120,98 @@ def make_example(
     row = Row("text", columns)
     template = PromptTemplate(config, tokenizer, list(columns), "the given text")
     try:
-        document = _text(row, config.document_column, "document")
-        return _example(template, config, tokenizer, target_length, row.id, document, "", columns)[0]
+        document = usable_text(row, config.document_column, "document")
+        return fitted_example(
+            template,
+            config,
+            tokenizer,
+            target_length,
+            row.id,
+            document,
+            "",
+            columns,
+            config.max_prompt_tokens,
+        )[0]
     except UnusableRowError as error:
         way_out = (
-            f"raise data.max_prompt_tokens ({config.max_prompt_tokens})" if str(error) == _TOO_LONG else ""
+            f"raise data.max_prompt_tokens ({config.max_prompt_tokens})"
+            if str(error) == TEMPLATE_TOO_LONG
+            else ""
         )
         raise UserError(
             f"the given text cannot be used: {error}; {way_out or 'give one that can be summarised'}"
         ) from error
 
 
-def _example(
+def fitted_example(
     template: PromptTemplate,
     config: DataConfig,
     tokenizer: PreTrainedTokenizerFast,
     target_length: int,
-    row_id: str,
+    name: str,
     document: str,
     reference: str,
     fields: Mapping[str, Any],
+    longest: int,
 ) -> tuple[Example, int]:
-    """The example, and how many tokens its document lost."""
+    """The example, its prompt at most `longest` tokens long, and how many tokens its document lost.
+
+    Raises:
+        UnusableRowError: no prompt can be made of it, or its template alone is longer.
+    """
     prompt = template.fill(fields, document, target_length)
-    _check_unicode(prompt.text, "prompt")  # other columns are in it too
+    check_unicode(prompt.text, "prompt")  # other columns are in it too
     # A chat template writes its own beginning-of-sequence token; plain text needs the tokenizer's.
     plain = config.chat_template == "none"
     whole = encode(tokenizer, prompt.text, prompt.data, add_special_tokens=plain)
-    kept = cut(whole, prompt.document, config.max_prompt_tokens)
+    kept = cut(whole, prompt.document, longest)
     if kept is None:
-        raise UnusableRowError(_TOO_LONG)
-    example = Example(row_id, kept.ids, prompt.text, document, reference, dict(fields))
+        raise UnusableRowError(TEMPLATE_TOO_LONG)
+    example = Example(name, kept.ids, prompt.text, document, reference, dict(fields))
     return example, len(whole.ids) - len(kept.ids)
 
 
-def _text(row: Row, column: str, role: str) -> str:
+def usable_text(row: Row, column: str, role: str) -> str:
+    """A column's text. Raises `UnusableRowError` where it is missing, no text, no Unicode, or blank."""
     value = row.fields.get(column)
     if value is None:
         raise UnusableRowError(f"no {role}")
     if not isinstance(value, str):
         raise UnusableRowError(f"the {role} is not text")
-    _check_unicode(value, role)
-    if not any(character.isprintable() and not character.isspace() for character in value):
+    check_unicode(value, role)
+    if is_blank(value):
         raise UnusableRowError(f"empty {role}")
     return value
 
 
-def _check_unicode(text: str, role: str) -> None:
+def is_blank(text: str) -> bool:
+    """Whether there is nothing to see in it."""
+    return not any(character.isprintable() and not character.isspace() for character in text)
+
+
+def check_unicode(text: str, role: str) -> None:
+    """Raises `UnusableRowError` for text that cannot be written as UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError as error:  # half of a surrogate pair, or a byte that was not UTF-8
         raise UnusableRowError(f"the {role} is not valid Unicode") from error
 
 
-def _row_id(row: Row, config: DataConfig) -> str:
+def row_id(row: Row, config: DataConfig) -> str:
+    """The row's own id, or where it stands in its source."""
     own = row.fields.get(config.id_column) if config.id_column else None
     return row.id if own is None else str(own)
 
 
-def _check_columns(config: DataConfig, columns: list[str], source: str, option: str) -> None:
-    for name in ("document_column", "reference_column", "id_column"):
+def check_columns(
+    config: DataConfig,
+    columns: list[str],
+    source: str,
+    option: str,
+    names: Sequence[str] = ("document_column", "reference_column", "id_column"),
+) -> None:
+    """Raises `UserError` where a column that the options `names` of `config` name does not exist."""
+    for name in names:
         column = getattr(config, name)
         if column is not None and column not in columns:
             close = get_close_matches(column, columns, n=1)
@@ -188,7 +221,8 @@ def _check_columns(config: DataConfig, columns: list[str], source: str, option: 
             )
 
 
-def _too_many_unusable(report: RowReport, config: DataConfig, option: str) -> str:
+def too_many_unusable(report: RowReport, config: DataConfig, option: str) -> str:
+    """What to tell who has too many rows that cannot be used, or none that can."""
     unusable = report.total - report.used
     text = f"{option}: {unusable} of {report.total} rows of {report.source} cannot be used"
     way_out = "mend or remove these rows"
@@ -197,6 +231,6 @@ def _too_many_unusable(report: RowReport, config: DataConfig, option: str) -> st
             f" ({report.unusable_share:.1%}; data.max_unusable_share allows {config.max_unusable_share:.1%})"
         )
         way_out += ", or raise data.max_unusable_share"
-    if _TOO_LONG in report.unusable:
+    if TEMPLATE_TOO_LONG in report.unusable:
         way_out += f", or raise data.max_prompt_tokens ({config.max_prompt_tokens})"
     return f"{text}: {report.describe_unusable()}; {way_out}"

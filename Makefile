@@ -19,7 +19,7 @@ quickstart: install blas ## Make, fine-tune and train a tiny summariser; goes on
 	fi
 
 test: install blas ## All tests; those that need what is not here are skipped with a reason
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 25
 
 check: install ## Format, lint, types
 	$(VENV)/bin/ruff format --check .

@@ -21,6 +21,14 @@ from mlx_sumrl.config.rollouts import LengthConfig, SamplingConfig
 from mlx_sumrl.config.room import Room
 from mlx_sumrl.config.run import CheckpointConfig, EvaluationConfig, ExportConfig, ReportingConfig, RunConfig
 from mlx_sumrl.config.stages import STEP_METRICS, StageConfig, UntilConfig
+from mlx_sumrl.config.supervised import (
+    EarlyStoppingConfig,
+    RateRangeConfig,
+    SftEvaluationConfig,
+    SftExportConfig,
+    SftRunConfig,
+    SupervisedConfig,
+)
 from mlx_sumrl.config.training import GrpoConfig, OptimizerConfig, SftConfig, SftOptimizerConfig
 
 __all__ = [
@@ -30,6 +38,7 @@ __all__ = [
     "CheckpointConfig",
     "DataConfig",
     "Dtype",
+    "EarlyStoppingConfig",
     "EvaluationConfig",
     "ExportConfig",
     "GateConfig",
@@ -39,6 +48,7 @@ __all__ = [
     "LoraConfig",
     "OptimizerConfig",
     "PolicyConfig",
+    "RateRangeConfig",
     "ReferenceKind",
     "ReportingConfig",
     "RewardConfig",
@@ -46,8 +56,12 @@ __all__ = [
     "RunConfig",
     "SamplingConfig",
     "SftConfig",
+    "SftEvaluationConfig",
+    "SftExportConfig",
     "SftOptimizerConfig",
+    "SftRunConfig",
     "StageConfig",
+    "SupervisedConfig",
     "TinyModelConfig",
     "UntilConfig",
 ]

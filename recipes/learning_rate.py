@@ -67,7 +67,7 @@ def report(test: RangeTest, config: LearningRateConfig) -> None:
     table.add_column("")
     count = len(test.smoothed)
     shown = {round(i * (count - 1) / (SHOWN - 1)) for i in range(SHOWN)}
-    marks = {test.steepest: "falls fastest", test.diverged: "above where it began"}
+    marks = {test.steepest: "falls fastest", test.diverged: "half of the fall is lost"}
     for place, (rate, loss) in enumerate(zip(test.rates, test.smoothed, strict=False)):
         if place in shown or rate in marks:
             table.add_row(f"{rate:.1e}", f"{loss:.4f}", marks.get(rate, ""))

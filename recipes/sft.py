@@ -1,7 +1,7 @@
 """Supervised fine-tuning: full, LoRA, DoRA, and QLoRA where the model is a quantised one.
 
     python -m recipes.sft --policy.model M --data.train rows.jsonl --data.evaluation held.jsonl --sft.epochs 2
-    python -m recipes.sft --config recipes/configs/sft_dialogue.yaml --policy.tuning full
+    python -m recipes.sft --config mine.yaml --policy.tuning full
     python -m recipes.sft --resume runs/sft
 
 prepare -> train, measured on held-out rows every so many steps -> export the best -> table and samples.

@@ -253,11 +253,11 @@ def _forward(
     for tokens in cut.tokens:
         targets = targets_N[tokens]
         (h,) = mx.depends([hidden[tokens]], [part.logprobs for part in parts[-1:]])
-        running = RunningTotals.start(targets.size)
+        running = RunningTotals.start(targets.size, logits)
         for rows in cut.vocabulary:
             (h,) = mx.depends([h], running.added)
             z = logits.of(h, *_tile(matrix, rows))
-            running, e = running.add(z, targets, rows, logits.smoothing > 0)
+            running, e = running.add(z, targets, rows)
             if cut.single and keep:
                 settle(running.top, running.chosen, e)
                 kept = [e / running.total[:, None], *([] if logits.cap is None else [z])]
@@ -298,7 +298,7 @@ def _backward(
                 p = p - logits.smoothing / matrix.weight.shape[0]
             dz = p * -cotangent_N[tokens, None]
             column, inside = columns(targets_N[tokens], rows)
-            own = cotangent_N[tokens] * (1 - logits.smoothing)
+            own = cotangent_N[tokens] * (1 - logits.smoothing) if logits.smoothing else cotangent_N[tokens]
             dz = dz.at[mx.arange(column.size), column].add(mx.where(inside, own, 0.0))
             dz = logits.back(dz, z)
             del p, z
@@ -329,12 +329,12 @@ def _slopes(
     for tokens in cut.tokens:
         targets = targets_N[tokens]
         (h,) = mx.depends([hidden[tokens]], slopes[-1:])
-        running, mean, spread = RunningTotals.start(targets.size), mx.zeros(h.shape), mx.zeros((1, 1))
+        running, mean, spread = RunningTotals.start(targets.size, logits), mx.zeros(h.shape), mx.zeros((1, 1))
         for rows in cut.vocabulary:
             (h,) = mx.depends([h], [*running.added, mean, spread])
             w, b = _tile(matrix, rows)
             z, top = logits.of(h, w, b), running.top
-            running, e = running.add(z, targets, rows, logits.smoothing > 0)
+            running, e = running.add(z, targets, rows)
             mean = mean * mx.exp(top - running.top)[:, None] + logits.back(e, z) @ w
             if logits.smoothing:
                 spread = spread + logits.spread(z, w, matrix.weight.shape[0])

@@ -48,7 +48,7 @@ class LogitRule:
 
     def asked(self, totals: RunningTotals, vocabulary: int) -> mx.array:
         """log p of the targets [n], or of smoothed ones."""
-        if not self.smoothing:
+        if totals.summed is None:
             return totals.logprobs
         even = totals.summed / vocabulary - totals.log_total
         return (1 - self.smoothing) * totals.logprobs + self.smoothing * even
@@ -64,29 +64,28 @@ class RunningTotals:
     """Sum of exp(logit - top)."""
     chosen: mx.array
     """The target's logit, 0 until its tile came."""
-    summed: mx.array
-    """Sum of the logits, where it is asked for; 0 otherwise."""
+    summed: mx.array | None
+    """Sum of the logits, where targets are smoothed."""
 
     @staticmethod
-    def start(n: int) -> RunningTotals:
+    def start(n: int, rule: LogitRule) -> RunningTotals:
         """Before the first tile."""
-        return RunningTotals(mx.full((n,), -mx.inf), mx.zeros((n,)), mx.zeros((n,)), mx.zeros((n,)))
+        summed = mx.zeros((n,)) if rule.smoothing else None
+        return RunningTotals(mx.full((n,), -mx.inf), mx.zeros((n,)), mx.zeros((n,)), summed)
 
     @property
-    def added(self) -> tuple[mx.array, ...]:
+    def added(self) -> list[mx.array]:
         """What the next tile has to wait for."""
-        return self.total, self.chosen, self.summed
+        return [self.total, self.chosen, *([] if self.summed is None else [self.summed])]
 
-    def add(
-        self, z: mx.array, targets: mx.array, rows: slice, summing: bool = False
-    ) -> tuple[RunningTotals, mx.array]:
-        """With one more tile, and exp(z - top) of it; ``summing`` its logits too."""
+    def add(self, z: mx.array, targets: mx.array, rows: slice) -> tuple[RunningTotals, mx.array]:
+        """With one more tile, and exp(z - top) of it."""
         top = mx.maximum(self.top, z.max(axis=-1))
         e = exp(z - top[:, None])
         total = self.total * mx.exp(self.top - top) + e.sum(axis=-1)
         place, inside = columns(targets, rows)
         found = mx.take_along_axis(z, place[:, None], axis=-1)[:, 0]
-        summed = self.summed + z.sum(axis=-1) if summing else self.summed
+        summed = None if self.summed is None else self.summed + z.sum(axis=-1)
         return RunningTotals(top, total, mx.where(inside, found, self.chosen), summed), e
 
     @property

@@ -30,7 +30,7 @@ IN_A_ROW = 3
 BELOW_DIVERGENCE = 10.0
 """How far below the rate that diverges the suggestion stays: a run takes many more steps than the test."""
 LEAST_FALL = 0.005
-"""Share of the first loss by which it has to fall anywhere for the test to say anything."""
+"""Share of the first loss by which it has to fall somewhere for the test to say anything."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ class RangeTest:
     steepest: float | None
     """The rate at which the smoothed loss falls fastest with the logarithm of the rate; None where it never falls."""
     diverged: float | None
-    """The first rate, past the lowest loss, at which the loss is above where it began; None where it never is."""
+    """The first rate, past the lowest loss, at which half of the fall is lost again, or, where there was no fall, at
+    which the loss has risen; None where it never is."""
 
     @property
     def suggestion(self) -> float | None:
@@ -112,10 +113,13 @@ def judged(rates: Sequence[float], losses: Sequence[float], steps: int) -> Range
     reach = max(steps // 20, 1)
     smoothed = _smoothed(finite, reach)
     first, lowest = float(smoothed[:reach].mean()), int(smoothed.argmin())
-    above = [i for i in range(lowest + 1, len(smoothed)) if smoothed[i] > first]
+    fall, least = first - float(smoothed[lowest]), LEAST_FALL * abs(first)
+    fell = lowest > 0 and fall > least
+    too_high = first - fall / 2 if fell else first + least
+    above = [i for i in range(lowest + 1, len(smoothed)) if smoothed[i] > too_high]
     place = above[0] if above else len(finite) if len(finite) < len(losses) else None
     steepest = None
-    if lowest > 0 and first - float(smoothed[lowest]) > LEAST_FALL * abs(first):
+    if fell:
         falls = np.gradient(smoothed, np.log(rates[: len(finite)]))
         steepest = rates[int(falls[: lowest + 1].argmin())]
     return RangeTest(
@@ -133,6 +137,6 @@ def _smoothed(values: np.ndarray, reach: int) -> np.ndarray:
     Centred: an average over the past would put every fall and every rise at a higher rate than it had.
     """
     weights = np.bartlett(2 * reach + 3)[1:-1]
-    total: np.ndarray = np.convolve(values, weights, "full")[reach : reach + len(values)]
-    counts: np.ndarray = np.convolve(np.ones(len(values)), weights, "full")[reach : reach + len(values)]
-    return total / counts
+    total = np.convolve(values, weights, "full")[reach : reach + len(values)]
+    counts = np.convolve(np.ones(len(values)), weights, "full")[reach : reach + len(values)]
+    return np.asarray(total / counts)

@@ -31,7 +31,7 @@ def learning_rate(options: OptimizerConfig, step: int, total: int, peak: float |
     else:
         last = total - 1
         first = max(last - max(round(options.decay_share * total), 1), warmup)  # the last step at the peak
-        shape = min((last - step) / (last - first), 1.0) if last > first else 1.0
+        shape = min(max(last - step, 0) / (last - first), 1.0) if last > first else 1.0
     return peak * (options.final_share + (1 - options.final_share) * shape)
 
 

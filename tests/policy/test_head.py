@@ -224,8 +224,9 @@ class TestMemory:
     def usual_tiles(self, monkeypatch: pytest.MonkeyPatch, narrow: None) -> None:
         monkeypatch.setattr(head, "NARROWEST", 2048)
 
-    def peak(self, way: str, model: HeadModel, budget: int) -> int:
+    def peak(self, way: str, model: HeadModel, budget: int, smoothing: float = 0.0) -> int:
         """Bytes above what was there before."""
+        options = HeadOptions(budget, smoothing=smoothing)
         hidden, targets, weights = make_inputs(self.N, self.V)
         c = mx.array(weights)
         mx.eval(model.parameters(), hidden, targets, c)
@@ -233,13 +234,13 @@ class TestMemory:
 
         def cost(trained: Any, hidden: mx.array) -> mx.array:
             model.update(trained)
-            return (token_logprobs(model, hidden, targets, HeadOptions(budget)) * c).sum()
+            return (token_logprobs(model, hidden, targets, options) * c).sum()
 
         mx.clear_cache()
         before = mx.get_active_memory()
         mx.reset_peak_memory()
         if way == "tiles":
-            head_gradient(model, hidden, targets, HeadOptions(budget), lambda lp: ((lp * c).sum(), None))
+            head_gradient(model, hidden, targets, options, lambda lp: ((lp * c).sum(), None))
         else:
             mx.eval(mx.value_and_grad(cost, argnums=(0, 1))(trained, hidden))
         peak = mx.get_peak_memory() - before
@@ -260,6 +261,15 @@ class TestMemory:
         assert small - gradient < times * self.BUDGET < 0.6 * self.LOGITS
         if not frozen:  # one that is not trained is always cut
             assert whole - gradient > 2 * self.LOGITS
+
+    @pytest.mark.parametrize("frozen", [False, True])
+    def test_smoothed_targets_are_no_table_either(self, frozen: bool) -> None:
+        """Measured: 1.1 times the budget, as without."""
+        model = make_head("untied", self.V)
+        if frozen:
+            model.freeze()
+        gradient = 0 if frozen else self.MATRIX
+        assert self.peak("tiles", model, self.BUDGET, smoothing=0.1) - gradient < 1.5 * self.BUDGET
 
 
 def test_smoothing_by_hand_on_three_tokens() -> None:

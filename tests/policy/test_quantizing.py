@@ -151,15 +151,17 @@ def test_exports_are_what_mlx_lm_fuse_makes(
     assert not any(
         isinstance(module, nn.QuantizedLinear) for module in load(str(ours["unpacked"]))[0].modules()
     )
-    assert errors["packed"] < 0.2  # 8 bits of weights that make logits of size 2
+    # Packed by mlx-lm after the fact, what was trained comes out as far off.
+    again = quantize(str(ours["unpacked"]), tmp_path / "again", bits=8, group_size=32).folder
+    assert 0 < errors["packed"] < 2 * np.abs(logits_of(again) - wanted).max()
     for name, options in (("packed", []), ("unpacked", ["--dequantize"])):
         out = tmp_path / f"theirs-{name}"
         argv = ["--model", str(base), "--adapter-path", str(adapter), "--save-path", str(out)]
         monkeypatch.setattr(sys, "argv", ["fuse", *argv, *options])
         mlx_lm_fuse.main()
         np.testing.assert_allclose(logits_of(out), logits_of(ours[name]), atol=1e-3)
-    again = load_policy(PolicyConfig(model=str(ours["unpacked"]), tuning="full", dtype="float32"))
-    np.testing.assert_allclose(full_logits(again, ROW), wanted, atol=1e-4)
+    whole = load_policy(PolicyConfig(model=str(ours["unpacked"]), tuning="full", dtype="float32"))
+    np.testing.assert_allclose(full_logits(whole, ROW), wanted, atol=1e-4)
 
 
 def test_a_peft_adapter_of_a_quantised_base(tmp_path: Path) -> None:

@@ -9,18 +9,29 @@ from typing import Any
 
 import pytest
 
+from mlx_sumrl.config import TinyModelConfig
+from mlx_sumrl.policy.tiny import make_tiny_model
+
 from .programs import Ended, Program, write_options
 
 
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory, posts: list[dict[str, str]]) -> Path:
+    """A model folder that reads a whole post and its summary; not to be changed."""
+    options = TinyModelConfig(vocabulary=320, hidden_size=32, layers=1, heads=2, context=256)
+    folder = tmp_path_factory.mktemp("models") / "small"
+    return make_tiny_model(folder, options, [post["document"] for post in posts], 0)
+
+
 @pytest.fixture
-def options(tiny_model: Path, posts_file: Path) -> dict[str, Any]:
+def options(small_model: Path, posts_file: Path) -> dict[str, Any]:
     """Four steps of LoRA, measured after two and after four."""
     rows = {"train": str(posts_file), "evaluation": str(posts_file), "evaluation_rows": 3}
     return {
         "name": "try",
-        "policy": {"model": str(tiny_model), "dtype": "float32", "lora": {"rank": 2}},
+        "policy": {"model": str(small_model), "dtype": "float32", "lora": {"rank": 2}},
         "data": {**rows, "instruction": "Summarize.\n\n{document}", "max_prompt_tokens": 48},
-        "sft": {"steps": 4, "batch_size": 4, "max_tokens": 128},
+        "sft": {"steps": 4, "batch_size": 4, "max_tokens": 256},
         "optimizer": {"learning_rate": 1e-2},
         "evaluation": {"every": 2, "samples": 1, "sample_tokens": 8},
     }

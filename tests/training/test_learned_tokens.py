@@ -84,7 +84,8 @@ def test_smoothed_loss_and_its_slope(make_policy: MakePolicy, tuning: str, check
     assert supervised_loss(policy, rows, 20, 0.2) == pytest.approx(found[20].loss, rel=1e-5)
 
     own, step = policy.weights(), 1e-3
-    ahead, behind = moved(own, step, seed=7), moved(own, -step, seed=7)
+    ahead = moved(own, step, seed=7)
+    behind = {name: 2 * own[name] - ahead[name] for name in own}
     direction = (flat(ahead) - flat(own)) / step
     losses = []
     for weights in (ahead, behind):

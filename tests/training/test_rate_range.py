@@ -36,7 +36,8 @@ def test_a_curve_whose_fall_and_rise_are_known(falls_at: float, noise: float) ->
     losses = np.array(curve(falls_at, 0.5)) + np.random.default_rng(0).normal(size=len(RATES)) * noise
     found = judged(RATES.tolist(), losses.tolist(), len(RATES))
     assert found.steepest == pytest.approx(falls_at, rel=1.0 if noise else 0.15)
-    assert found.diverged == pytest.approx(0.5, rel=0.3)
+    # Half of what was won is lost where the rise, of the third power of the rate, is half of what it is at 0.5.
+    assert found.diverged == pytest.approx(0.5 * 0.5 ** (1 / 3), rel=0.3)
     assert found.suggestion == min(found.steepest, found.diverged / 10)
 
 
@@ -112,7 +113,6 @@ def test_it_leaves_no_trace(make_policy: MakePolicy, tuning: str, dtype: mx.Dtyp
     assert test.diverged is not None
     assert test.suggestion is not None
     assert 1e-5 < test.suggestion < 1
-    assert len(test.losses) < 40
 
 
 def test_it_leaves_no_trace_where_it_fails(make_policy: MakePolicy) -> None:

@@ -31,7 +31,7 @@ def sft_job(folder: Path, changes: Mapping[str, Any] | None = None) -> SftRunCon
         "name": "job",
         "runs_dir": str(folder),
         "policy": {
-            "tiny": {"vocabulary": 320, "hidden_size": 32, "layers": 2, "heads": 2, "context": 128},
+            "tiny": {"vocabulary": 320, "hidden_size": 32, "layers": 2, "heads": 2, "context": 256},
             "tuning": "full",
             "dtype": "float32",
         },
@@ -155,7 +155,7 @@ def test_patience_ends_a_run_that_gets_worse(
 def test_the_best_policy_is_taken(spoiled: tuple[SftRunConfig, SupervisedTrainer, list[str]]) -> None:
     config, trainer, _ = spoiled
     last, best = trainer.policy.weights(), min(loss for _, loss in trainer.state.evaluations)
-    assert supervised_loss(trainer.policy, trainer.held_out, 4096) > best + 0.1
+    assert supervised_loss(trainer.policy, trainer.held_out, 4096) > best + 0.01
     assert trainer.take_best() == trainer.best_step
     assert supervised_loss(trainer.policy, trainer.held_out, 4096) == pytest.approx(best, rel=1e-6)
     assert_same(
@@ -232,14 +232,12 @@ def test_cut_off_and_restored(kind: str, tmp_path: Path) -> None:
     config = sft_job(tmp_path, merged(CHANGES[kind], {"name": "cut"}))
     with RunFolder.create(config) as run, pytest.raises(PowerCutError):
         trained(config, run, PowerCut(3))
-    for cut in itertools.chain([1, 2], itertools.repeat(4)):
-        config, run = RunFolder.open(tmp_path / "cut", SftRunConfig)
-        try:
-            with run:
-                found = trained(config, run, PowerCut(cut))
-            break
-        except PowerCutError:
-            continue
+    config, run = RunFolder.open(tmp_path / "cut", SftRunConfig)
+    with run, pytest.raises(PowerCutError):
+        trained(config, run, PowerCut(5))
+    config, run = RunFolder.open(tmp_path / "cut", SftRunConfig)
+    with run:
+        found = trained(config, run)
     assert found.state == expected.state
     assert found.verdict == expected.verdict
     if kind.startswith("patience"):

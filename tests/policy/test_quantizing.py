@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -16,10 +17,13 @@ from mlx_lm import fuse as mlx_lm_fuse
 from mlx_sumrl.config import LoraConfig, OptimizerConfig, PolicyConfig
 from mlx_sumrl.data.supervised_example import SupervisedExample
 from mlx_sumrl.errors import UserError
+from mlx_sumrl.policy import mlx_internals
 from mlx_sumrl.policy.export import TOKENIZER_FILES, export_adapter, export_model, export_peft
 from mlx_sumrl.policy.loading import load_policy
 from mlx_sumrl.policy.policy import Policy
 from mlx_sumrl.policy.quantizing import quantize
+from mlx_sumrl.reporting.memory_estimate import estimate_peak
+from mlx_sumrl.reporting.model_shape import ModelShape
 from mlx_sumrl.training.optimizer import Optimizer
 from mlx_sumrl.training.sft import supervised_gradient, supervised_loss
 from mlx_sumrl.training.update import Guard, apply_update
@@ -78,6 +82,25 @@ def test_the_copy_is_that_of_mlx_lm(family: str, bits: int, tmp_path: Path) -> N
         == sum(f.stat().st_size for f in made.folder.glob("*.safetensors"))
         < made.bytes_before
     )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_estimate_counts_every_byte_of_a_packed_base(family: str, dtype: Any, tmp_path: Path) -> None:
+    """Codes, scales in the type of the weights, and the matrices that were left as they are; and the adapters."""
+    plain = write_model(tmp_path / "plain", family)
+    policy = adapted(quantize(str(plain), tmp_path / "4bit", bits=4, group_size=32).folder, dtype=dtype)
+    estimate = estimate_peak(
+        ModelShape.from_config(policy.config),
+        tuning="lora",
+        dtype=dtype,
+        lora_rank=4,
+        prompt_tokens=8,
+        completion_tokens=8,
+        prompts_per_step=1,
+    )
+    held = mlx_internals.named_arrays(policy.model.parameters())
+    assert estimate.weights == sum(array.nbytes for array in held.values())
 
 
 def test_a_base_that_mlx_lm_would_misread_is_put_right(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from .test_supervised_trainer import assert_same as assert_arrays_same
 from .test_supervised_trainer import rows, sft_job
 
 ROOT = Path(__file__).parents[2]
-KILLS, STEPS = 6, 30
+KILLS, STEPS = 5, 24
 PROGRAM = """
 import os, sys
 import recipes.sft, mlx_sumrl.training.supervised_trainer, transformers, mlx_lm.models.qwen2

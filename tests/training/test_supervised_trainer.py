@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -234,7 +236,7 @@ def test_cut_off_and_restored(kind: str, tmp_path: Path) -> None:
         trained(config, run, PowerCut(3))
     config, run = RunFolder.open(tmp_path / "cut", SftRunConfig)
     with run, pytest.raises(PowerCutError):
-        trained(config, run, PowerCut(5))
+        trained(config, run, PowerCut(2))
     config, run = RunFolder.open(tmp_path / "cut", SftRunConfig)
     with run:
         found = trained(config, run)
@@ -263,6 +265,32 @@ def test_cut_off_and_restored(kind: str, tmp_path: Path) -> None:
         trainer.take_best()
         policies.append(trainer.policy)
     assert_same(policies[0].weights(), policies[1].weights())
+
+
+def test_ctrl_c_ends_after_the_step_that_is_going_on(tmp_path: Path) -> None:
+    class Interrupt(SilentProgress):
+        def update(self, step: int, metrics: Mapping[str, float]) -> None:
+            if step == 5:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    config = sft_job(tmp_path)
+    with RunFolder.create(config) as run, pytest.raises(KeyboardInterrupt):
+        trained(config, run, Interrupt())
+    assert steps_saved(run.path)[-1] == 5
+    assert rows(run.path)[-1]["step"] == 5
+
+
+def test_without_held_out_rows_nothing_is_measured(tmp_path: Path) -> None:
+    config = sft_job(tmp_path)
+    prepared = prepare_sft(config, tmp_path, lambda note: None)
+    with RunFolder.create(config) as run:
+        trainer = SupervisedTrainer(prepared.policy, config, prepared.train, run=run)
+        trainer.train()
+        last = trainer.policy.weights()
+        assert trainer.take_best() is None
+    assert_same(trainer.policy.weights(), last)
+    assert [row["step"] for row in rows(run.path)] == [*range(1, 13)]
+    assert not any("evaluation/loss" in row for row in rows(run.path))
 
 
 def test_steps_that_are_not_finite_are_skipped_and_then_stop_the_run(

@@ -29,6 +29,8 @@ BLOWN_UP = 1.5
 IN_A_ROW = 3
 BELOW_DIVERGENCE = 10.0
 """How far below the rate that diverges the suggestion stays: a run takes many more steps than the test."""
+HALF_WIDTH = 0.5
+"""Powers of ten to either side over which the fall of the loss is measured."""
 LEAST_FALL = 0.005
 """Share of the first loss by which it has to fall somewhere for the test to say anything."""
 
@@ -43,7 +45,7 @@ class RangeTest:
     smoothed: tuple[float, ...]
     """The same, each the mean of its neighbours with weights that fall to both sides."""
     steepest: float | None
-    """The rate at which the smoothed loss falls fastest with the logarithm of the rate; None where it never falls."""
+    """The rate at which the loss falls fastest with the logarithm of the rate; None where it never falls."""
     diverged: float | None
     """The first rate, past the lowest loss, at which half of the fall is lost again, or, where there was no fall, at
     which the loss has risen; None where it never is."""
@@ -120,8 +122,7 @@ def judged(rates: Sequence[float], losses: Sequence[float], steps: int) -> Range
     place = above[0] if above else len(finite) if len(finite) < len(losses) else None
     steepest = None
     if fell:
-        falls = np.gradient(smoothed, np.log(rates[: len(finite)]))
-        steepest = rates[int(falls[: lowest + 1].argmin())]
+        steepest = rates[_steepest(np.log10(rates[: len(finite)]), finite, lowest)]
     return RangeTest(
         tuple(rates),
         tuple(losses),
@@ -129,6 +130,21 @@ def judged(rates: Sequence[float], losses: Sequence[float], steps: int) -> Range
         steepest,
         None if place is None else rates[place],
     )
+
+
+def _steepest(log_rates: np.ndarray, losses: np.ndarray, lowest: int) -> int:
+    """Where, up to the lowest, a line through all losses within half a power of ten falls fastest.
+
+    Between neighbours it would be wherever one batch happened to be harder than the next. Where it can be, the
+    line has its full length to the left: a short one is steep by chance.
+    """
+    centres = [i for i in range(lowest + 1) if log_rates[i] - log_rates[0] >= HALF_WIDTH - 1e-9]
+    slopes = {}
+    for i in centres or range(lowest + 1):
+        near = np.abs(log_rates - log_rates[i]) <= HALF_WIDTH + 1e-9
+        if near.sum() > 2:
+            slopes[i] = np.polyfit(log_rates[near], losses[near], 1)[0]
+    return min(slopes, key=lambda i: slopes[i]) if slopes else lowest
 
 
 def _smoothed(values: np.ndarray, reach: int) -> np.ndarray:

@@ -62,7 +62,7 @@ def test_killed_again_and_again(tmp_path: Path) -> None:
         {
             "policy": {"tuning": "lora", "lora": {"dropout": 0.1}},
             "sft": {"steps": STEPS},
-            "evaluation": {"every": 4},
+            "evaluation": {"every": 6},
             "checkpoint": {"every": 3, "keep": 2},
             "optimizer": {"learning_rate": 2e-2},
         },

@@ -55,6 +55,7 @@ def record(run: Path) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="forks a process that has loaded MLX")
 def test_killed_again_and_again(tmp_path: Path) -> None:
     config = sft_job(

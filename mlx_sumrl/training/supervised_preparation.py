@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 from mlx_sumrl.config import SftRunConfig
 from mlx_sumrl.data.examples import Which, config_rows, load_examples
@@ -42,6 +43,7 @@ def prepare_sft(config: SftRunConfig, folder: Path, note: Note) -> PreparedSft:
     train = supervised_rows(config, policy, "train", note)
     held_out = supervised_rows(config, policy, "evaluation", note)
     _check_apart(train, held_out, note)
+    _check_length(config, train, note)
     if config.sft.steps or config.sft.epochs:  # a range test has neither
         note(_steps_sentence(config, train))
     note(_memory_sentence(config, policy, train))
@@ -102,6 +104,17 @@ def _memory_sentence(config: SftRunConfig, policy: Policy, train: list[Supervise
             compensated=optimizer.rounding == "compensated",
         )
     )
+
+
+def _check_length(config: SftRunConfig, train: list[SupervisedExample], note: Note) -> None:
+    """Tell when prompts ask for a length that answers do not have: that is learned too."""
+    usual = median(sum(one.trained) for one in train)
+    asked = config.length.target
+    if "{target_length}" in config.data.instruction and abs(usual - asked) > config.length.tolerance:
+        note(
+            f"every prompt asks for {asked} tokens (length.target), and the answer in the middle has {usual:g}: leave "
+            "{target_length} out of data.instruction, or the model learns that it means nothing"
+        )
 
 
 def _check_apart(train: list[SupervisedExample], held_out: list[SupervisedExample], note: Note) -> None:

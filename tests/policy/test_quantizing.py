@@ -132,8 +132,7 @@ def rows() -> list[SupervisedExample]:
     return [SupervisedExample(str(i), row[:5], row[5:], (True,) * 7) for i, row in enumerate(ids)]
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("tuning", ["lora", "dora"])
+@pytest.mark.parametrize(("tuning", "bits"), [("lora", 4), ("dora", 8)])
 def test_adapters_on_a_quantised_base_learn(tuning: str, bits: int, tmp_path: Path) -> None:
     plain = write_model(tmp_path / "plain", "qwen2")
     policy = adapted(quantize(str(plain), tmp_path / "few", bits=bits, group_size=32).folder, tuning)

@@ -37,6 +37,14 @@ from mlx_sumrl.config.rollouts import LengthConfig, SamplingConfig
 from mlx_sumrl.config.room import Room
 from mlx_sumrl.config.run import CheckpointConfig, EvaluationConfig, ExportConfig, ReportingConfig, RunConfig
 from mlx_sumrl.config.stages import STEP_METRICS, StageConfig, UntilConfig
+from mlx_sumrl.config.supervised import (
+    EarlyStoppingConfig,
+    RateRangeConfig,
+    SftEvaluationConfig,
+    SftExportConfig,
+    SftRunConfig,
+    SupervisedConfig,
+)
 from mlx_sumrl.config.training import GrpoConfig, OptimizerConfig, SftConfig, SftOptimizerConfig
 
 __all__ = [
@@ -49,6 +57,7 @@ __all__ = [
     "DistillConfig",
     "Dtype",
     "DuplicatesConfig",
+    "EarlyStoppingConfig",
     "EvaluationConfig",
     "ExportConfig",
     "FilterConfig",
@@ -62,6 +71,7 @@ __all__ = [
     "PolicyConfig",
     "PrepareConfig",
     "PriceConfig",
+    "RateRangeConfig",
     "ReadingConfig",
     "ReasoningConfig",
     "ReferenceKind",
@@ -72,10 +82,14 @@ __all__ = [
     "RunConfig",
     "SamplingConfig",
     "SftConfig",
+    "SftEvaluationConfig",
+    "SftExportConfig",
     "SftOptimizerConfig",
+    "SftRunConfig",
     "SourceConfig",
     "SplitConfig",
     "StageConfig",
+    "SupervisedConfig",
     "TeacherSourceConfig",
     "TinyModelConfig",
     "UntilConfig",

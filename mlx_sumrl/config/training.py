@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mlx_sumrl.config.policy import ReferenceKind
 from mlx_sumrl.config.room import Room
@@ -29,16 +29,31 @@ class OptimizerConfig(Room):
     fit is kept for the next, in 2 more bytes per weight; `nearest` loses most of a small one."""
     moments: Literal["float32", "bfloat16", "blocks8"] = "float32"
     """How moments are kept: in 4, 2 or about 1 byte each. All of them decay."""
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Shape of the learning rate after warm-up; `linear` and `cosine` end at `final_share` of it."""
+    schedule: Literal["constant", "linear", "cosine", "inverse_sqrt", "stable_decay"] = "constant"
+    """Shape of the learning rate after warm-up: `linear` and `cosine` end at `final_share` of it; `inverse_sqrt`
+    falls with the root of the step and never below that; `stable_decay` is constant, and falls in a line to it over
+    the last `decay_share` of the steps."""
     warmup_steps: int = Field(default=0, ge=0)
     """Steps over which the learning rate rises from 0."""
+    warmup_ratio: float = Field(default=0.0, ge=0, lt=1)
+    """The same as a share of all steps, in place of `warmup_steps`."""
     final_share: float = Field(default=0.0, ge=0, le=1)
     """Share of the learning rate left at the end of a schedule."""
+    decay_share: float = Field(default=0.2, gt=0, le=1)
+    """Share of the steps over which `stable_decay` falls."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients with a larger global norm are scaled down to it."""
     max_bad_steps: int = Field(default=5, gt=0)
     """Stop after this many steps in a row with a loss or gradient that is not finite."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.warmup_steps and self.warmup_ratio:
+            raise ValueError(
+                f"warmup_steps {self.warmup_steps} and warmup_ratio {self.warmup_ratio} say the same thing twice: "
+                "leave one of them out"
+            )
+        return self
 
 
 class SftOptimizerConfig(OptimizerConfig):

@@ -120,7 +120,10 @@ class ConversationRows:
         answers = sum(end - start for start, end in tokenised.answers)
         if cut_turn(tokenised, turn, longest + answers) is None:
             raise UnusableRowError("the conversation does not fit even without its longest turn")
-        raise AnswerTooLongError(answer, f"which leaves no room for the question in an example of {longest}")
+        raise AnswerTooLongError(
+            answer,
+            f"which leaves no room for the question in an example of {longest} tokens (sft.max_tokens, or what the model reads)",
+        )
 
     def _check_ends(self, tokenised: TokenisedTurns) -> None:
         stops = self._limits.stop_ids

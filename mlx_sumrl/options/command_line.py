@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -214,6 +214,9 @@ def _decoded(name: str, text: str | None, kind: Any) -> Any:
         raise UserError(f"--{name} needs a value: {tree.type_text(kind)}")
     if text == "null" and type(None) in options:
         return None
+    for value in (value for one in options if get_origin(one) is Literal for value in get_args(one)):
+        if not isinstance(value, str) and text == str(value):  # pydantic takes no '8' for an 8 among choices
+            return value
     listed = any(tree.is_sequence(one) for one in options)
     structured = listed or any(tree.is_model(one) or tree.is_mapping(one) or one is Any for one in options)
     if not structured or (str in options and not text.startswith(("[", "{"))):

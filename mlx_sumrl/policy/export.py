@@ -32,6 +32,9 @@ TOKENIZER_FILES = (
     "generation_config.json",
 )
 
+QUANTIZATION = ("quantization", "quantization_config")
+"""Keys of config.json that say how weights are packed."""
+
 
 def export_adapter(policy: Policy, folder: str | Path) -> Path:
     """An adapter folder for ``mlx_lm.fuse``, ``mlx_lm.generate --adapter-path`` and ``policy.adapter``.
@@ -100,29 +103,38 @@ def export_peft(policy: Policy, folder: str | Path) -> Path:
     return Path(folder)
 
 
-def export_model(policy: Policy, folder: str | Path) -> Path:
+def export_model(policy: Policy, folder: str | Path, dequantize: bool = False) -> Path:
     """A whole model folder, adapters merged in, that mlx-lm, vLLM and Hugging Face load.
+
+    A policy on a quantised base is packed again, into as many bits, which loses what is smaller than a gap between
+    two codes and which only mlx-lm loads; with ``dequantize`` it is written as it was trained.
 
     The config is the reconciled one, so mlx-lm reads it as it was trained; tokenizer, chat template and stop
     tokens are the base model's own files.
     """
-    weights = mlx_internals.fused_weights(policy.model)
+    weights = mlx_internals.fused_weights(policy.model, dequantize)
     weights = mlx_internals.hugging_face_layout(weights, policy.config["model_type"])
     with whole_folder(Path(folder)) as path:
         mx.save_safetensors(str(path / "model.safetensors"), weights, metadata={"format": "pt"})
-        write_beside_weights(policy, path)
+        write_beside_weights(policy, path, dequantize)
     return Path(folder)
 
 
-def write_beside_weights(policy: Policy, folder: Path) -> None:
+def write_beside_weights(policy: Policy, folder: Path, dequantized: bool = False) -> None:
     """Config, tokenizer, chat template and stop tokens: all that a model folder holds but the weights."""
-    _write_json(
-        folder / "config.json",
-        policy.config | dict.fromkeys(("dtype", "torch_dtype"), policy.options.dtype),
-    )
+    config = policy.config | dict.fromkeys(("dtype", "torch_dtype"), policy.options.dtype)
+    if dequantized:
+        config = {name: value for name, value in config.items() if name not in QUANTIZATION}
+    _write_json(folder / "config.json", config)
+    copy_tokenizer(policy.folder, folder)
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Tokenizer, chat template and stop tokens exactly as they are: a tokenizer that is saved anew may split texts
+    by other rules."""
     for name in TOKENIZER_FILES:
-        if (policy.folder / name).is_file():
-            shutil.copyfile(policy.folder / name, folder / name)
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
 
 
 def _lora(policy: Policy, what: str) -> Any:

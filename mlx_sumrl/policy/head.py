@@ -52,6 +52,8 @@ class HeadOptions:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    smoothing: float = 0.0
+    """Share of each target that is spread over the whole vocabulary; see `LogitRule`. Not with a filter."""
 
 
 @dataclass(frozen=True)
@@ -89,14 +91,14 @@ def token_logprobs(
 ) -> mx.array:
     """log p(target) [N] float32 under the sampling distribution, from hidden states after the last norm.
 
-    Differentiable with respect to the hidden states and to the head's trainable weights, unless
-    ``differentiable`` is False, which is faster.
+    With ``smoothing``, the mean log p over a smoothed target. Differentiable with respect to the hidden states and to
+    the head's trainable weights, unless ``differentiable`` is False, which is faster.
     """
     matrix = _matrix(model, options)
     if matrix is None:
         return _by_tokens(model, hidden_ND, targets_N, options)
     hidden_ND = hidden_ND.astype(mx.float32)
-    logits = LogitRule(1 / options.temperature, mlx_internals.soft_cap(model))
+    logits = _rule(model, options)
     trained = differentiable and mlx_internals.head_is_trained(model)
     cut = tiles(targets_N.size, mlx_internals.vocabulary(model), matrix.width, options.budget, keep=trained)
     if not differentiable:
@@ -143,7 +145,7 @@ def head_gradient(
         mx.eval(value, rest, found, d_hidden)
         return HeadGradient(value, rest, d_hidden, mlx_internals.named_arrays(found))
     hidden = hidden_ND.astype(mx.float32)
-    logits = LogitRule(1 / options.temperature, mlx_internals.soft_cap(model))
+    logits = _rule(model, options)
     trained = mlx_internals.head_is_trained(model)
     cut = tiles(targets_N.size, mlx_internals.vocabulary(model), matrix.width, options.budget, keep=trained)
     gradients: dict[str, mx.array] = {}
@@ -165,7 +167,13 @@ def head_gradient(
 def _matrix(model: nn.Module, options: HeadOptions) -> HeadMatrix | None:
     """The head's matrix, where tiles do; None where rows of logits have to be whole or the head is no matrix."""
     filtered = options.top_p < 1 or 0 < options.top_k < mlx_internals.vocabulary(model)
+    if filtered and options.smoothing:
+        raise ValueError("a filter makes logits of -inf, and their mean is no target to learn")
     return None if filtered else mlx_internals.head_matrix(model)
+
+
+def _rule(model: nn.Module, options: HeadOptions) -> LogitRule:
+    return LogitRule(1 / options.temperature, mlx_internals.soft_cap(model), options.smoothing)
 
 
 Compute = Callable[[mx.array], mx.array]
@@ -224,6 +232,7 @@ class _Made:
     """What the forward pass leaves; [N] each."""
 
     logprobs: mx.array
+    """Smoothed, where they are asked for so."""
     log_totals: mx.array
     kept: list[mx.array]
     """Of a single tile: its probabilities, and its logits where they are capped."""
@@ -244,18 +253,18 @@ def _forward(
     for tokens in cut.tokens:
         targets = targets_N[tokens]
         (h,) = mx.depends([hidden[tokens]], [part.logprobs for part in parts[-1:]])
-        running = RunningTotals.start(targets.size)
+        running = RunningTotals.start(targets.size, logits)
         for rows in cut.vocabulary:
-            (h,) = mx.depends([h], [running.total, running.chosen])
+            (h,) = mx.depends([h], running.added)
             z = logits.of(h, *_tile(matrix, rows))
             running, e = running.add(z, targets, rows)
             if cut.single and keep:
                 settle(running.top, running.chosen, e)
                 kept = [e / running.total[:, None], *([] if logits.cap is None else [z])]
             del z, e  # nothing but the graph holds them when it is computed
-            settle(running.top, running.total, running.chosen, kept)
+            settle(running.top, running.added, kept)
         parts.append(running)
-    logprobs = mx.concatenate([part.logprobs for part in parts])
+    logprobs = mx.concatenate([logits.asked(part, matrix.weight.shape[0]) for part in parts])
     return _Made(logprobs, mx.concatenate([part.log_total for part in parts]), kept)
 
 
@@ -285,9 +294,12 @@ def _backward(
             else:
                 z = logits.of(h, w, b)
                 p = exp(z - made.log_totals[tokens, None])
+            if logits.smoothing:
+                p = p - logits.smoothing / matrix.weight.shape[0]
             dz = p * -cotangent_N[tokens, None]
             column, inside = columns(targets_N[tokens], rows)
-            dz = dz.at[mx.arange(column.size), column].add(mx.where(inside, cotangent_N[tokens], 0.0))
+            own = cotangent_N[tokens] * (1 - logits.smoothing) if logits.smoothing else cotangent_N[tokens]
+            dz = dz.at[mx.arange(column.size), column].add(mx.where(inside, own, 0.0))
             dz = logits.back(dz, z)
             del p, z
             d_hidden[place] = d_hidden[place] + dz @ w
@@ -317,18 +329,21 @@ def _slopes(
     for tokens in cut.tokens:
         targets = targets_N[tokens]
         (h,) = mx.depends([hidden[tokens]], slopes[-1:])
-        running, mean = RunningTotals.start(targets.size), mx.zeros(h.shape)
+        running, mean, spread = RunningTotals.start(targets.size, logits), mx.zeros(h.shape), mx.zeros((1, 1))
         for rows in cut.vocabulary:
-            (h,) = mx.depends([h], [running.total, running.chosen, mean])
+            (h,) = mx.depends([h], [*running.added, mean, spread])
             w, b = _tile(matrix, rows)
             z, top = logits.of(h, w, b), running.top
             running, e = running.add(z, targets, rows)
             mean = mean * mx.exp(top - running.top)[:, None] + logits.back(e, z) @ w
+            if logits.smoothing:
+                spread = spread + logits.spread(z, w, matrix.weight.shape[0])
             del z, e
-            settle(running.top, running.total, running.chosen, mean)
-        logprobs.append(running.logprobs)
-        own = logits.back(mx.ones((targets.size, 1)), running.chosen[:, None])
-        slopes.append(matrix.rows(targets) * own - mean / running.total[:, None])
+            settle(running.top, running.added, mean, spread)
+        logprobs.append(logits.asked(running, matrix.weight.shape[0]))
+        own = logits.back(mx.full((targets.size, 1), 1 - logits.smoothing), running.chosen[:, None])
+        slope = matrix.rows(targets) * own - mean / running.total[:, None]
+        slopes.append(slope + spread if logits.smoothing else slope)
         settle(slopes[-1])
     return mx.concatenate(logprobs), mx.concatenate(slopes)
 
@@ -358,6 +373,8 @@ def _by_tokens(model: nn.Module, hidden_ND: mx.array, targets_N: mx.array, optio
                 keep=targets,
             )
             chosen = mx.take_along_axis(z, targets[:, None], axis=-1)[:, 0]
+            if options.smoothing:  # by linearity: the target is a mixture
+                chosen = (1 - options.smoothing) * chosen + options.smoothing * z.mean(axis=-1)
             return chosen - mx.logsumexp(z, axis=-1)
 
         (hidden,) = mx.depends([hidden_ND[tokens]], parts[-1:])

@@ -38,14 +38,7 @@ def load_policy(options: PolicyConfig | str, *, adapter: str | None = None, seed
         raise UserError("policy.model is missing: name a model folder or a hub id")
     folder = model_folder(options.model)
     keep_freed_memory()
-    names = weight_names(folder)
-    if not names:
-        raise UserError(
-            f"{folder} has no model*.safetensors: point policy.model at a folder with weights "
-            "(pickled weights are not loaded; convert them with mlx_lm.convert)"
-        )
-    raw = _read_config(folder)
-    config = reconciled_config(raw, names, options.model)
+    config, reconciled = checked_config(folder, options.model)
     model = mlx_internals.load_weights(folder, config, options.trust_remote_code)
     dtype = getattr(mx, options.dtype)
     model.update(
@@ -64,12 +57,25 @@ def load_policy(options: PolicyConfig | str, *, adapter: str | None = None, seed
         stop_ids=stop_ids,
         stop_id=tokenizer.eos_token_id if tokenizer.eos_token_id in stop_ids else min(stop_ids),
         context=context_length(config),
-        reconciled=config != raw,
+        reconciled=reconciled,
         splits_otherwise=splits_otherwise,
         source=options.model,
     )
     _make_trainable(policy, seed)
     return policy
+
+
+def checked_config(folder: Path, source: str) -> tuple[dict[str, Any], bool]:
+    """A folder's config as mlx-lm has to read it, and whether that is not how it is written. Raises `UserError`."""
+    names = weight_names(folder)
+    if not names:
+        raise UserError(
+            f"{folder} has no model*.safetensors: point policy.model at a folder with weights "
+            "(pickled weights are not loaded; convert them with mlx_lm.convert)"
+        )
+    raw = _read_config(folder)
+    config = reconciled_config(raw, names, source)
+    return config, config != raw
 
 
 def model_folder(name: str) -> Path:

@@ -11,10 +11,16 @@ from mlx_sumrl.policy.exponential import exp
 
 @dataclass(frozen=True)
 class LogitRule:
-    """From products of hidden states and weights to logits, and back: temperature and capping."""
+    """From products of hidden states and weights to logits, and back: temperature and capping.
+
+    And what is asked of them: with a share e of ``smoothing`` (Szegedy et al. 2016, arXiv:1512.00567, section 7) it is
+    not log p(y) but (1 - e) log p(y) + e mean_v log p(v). With z the logits and p their softmax that is
+    (1 - e) z_y + e mean(z) - logsumexp(z), and its slope by z is (1 - e) [v = y] + e / V - p.
+    """
 
     scale: float
     cap: float | None
+    smoothing: float = 0.0
 
     def of(self, hidden: mx.array, weight: mx.array, bias: mx.array | None) -> mx.array:
         """Logits [n, v] of a tile."""
@@ -33,6 +39,20 @@ class LogitRule:
             cotangent = cotangent * (1 - mx.square(logits / (self.scale * self.cap)))
         return cotangent
 
+    def spread(self, logits: mx.array, weight: mx.array, vocabulary: int) -> mx.array:
+        """What the smoothed share of a tile asks of the hidden states: [n, D], or [1, D] for all alike."""
+        share = self.smoothing / vocabulary
+        if self.cap is None:  # a logit's slope is the same for every token
+            return self.back(mx.full((1, 1), share), logits) * weight.sum(axis=0)
+        return self.back(mx.full(logits.shape, share), logits) @ weight
+
+    def asked(self, totals: RunningTotals, vocabulary: int) -> mx.array:
+        """log p of the targets [n], or of smoothed ones."""
+        if totals.summed is None:
+            return totals.logprobs
+        even = totals.summed / vocabulary - totals.log_total
+        return (1 - self.smoothing) * totals.logprobs + self.smoothing * even
+
 
 @dataclass(frozen=True)
 class RunningTotals:
@@ -44,11 +64,19 @@ class RunningTotals:
     """Sum of exp(logit - top)."""
     chosen: mx.array
     """The target's logit, 0 until its tile came."""
+    summed: mx.array | None
+    """Sum of the logits, where targets are smoothed."""
 
     @staticmethod
-    def start(n: int) -> RunningTotals:
+    def start(n: int, rule: LogitRule) -> RunningTotals:
         """Before the first tile."""
-        return RunningTotals(mx.full((n,), -mx.inf), mx.zeros((n,)), mx.zeros((n,)))
+        summed = mx.zeros((n,)) if rule.smoothing else None
+        return RunningTotals(mx.full((n,), -mx.inf), mx.zeros((n,)), mx.zeros((n,)), summed)
+
+    @property
+    def added(self) -> list[mx.array]:
+        """What the next tile has to wait for."""
+        return [self.total, self.chosen, *([] if self.summed is None else [self.summed])]
 
     def add(self, z: mx.array, targets: mx.array, rows: slice) -> tuple[RunningTotals, mx.array]:
         """With one more tile, and exp(z - top) of it."""
@@ -57,7 +85,8 @@ class RunningTotals:
         total = self.total * mx.exp(self.top - top) + e.sum(axis=-1)
         place, inside = columns(targets, rows)
         found = mx.take_along_axis(z, place[:, None], axis=-1)[:, 0]
-        return RunningTotals(top, total, mx.where(inside, found, self.chosen)), e
+        summed = None if self.summed is None else self.summed + z.sum(axis=-1)
+        return RunningTotals(top, total, mx.where(inside, found, self.chosen), summed), e
 
     @property
     def log_total(self) -> mx.array:

@@ -7,6 +7,8 @@ empty cache for a prompt.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +26,7 @@ from mlx_lm.tuner.dora import DoRALinear
 from mlx_lm.tuner.lora import LoRALinear
 from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm.utils import load_model as mlx_lm_load_model
+from mlx_lm.utils import quantize_model, save_config, save_model
 
 from mlx_sumrl.errors import UserError
 
@@ -49,10 +52,17 @@ def named_arrays(tree: Any) -> dict[str, mx.array]:
     return dict(tree_flatten(tree))  # type: ignore[arg-type]
 
 
-def load_weights(folder: Path, config: dict[str, Any], trust_remote_code: bool) -> nn.Module:
-    """The model of a local folder, with ``config`` in place of what its config.json says."""
+def load_weights(
+    folder: Path, config: dict[str, Any], trust_remote_code: bool, lazy: bool = False
+) -> nn.Module:
+    """The model of a local folder, with ``config`` in place of what its config.json says.
+
+    ``lazy`` reads a weight when it is first used.
+    """
     try:
-        model, _ = mlx_lm_load_model(folder, model_config=config, trust_remote_code=trust_remote_code)
+        model, _ = mlx_lm_load_model(
+            folder, lazy=lazy, model_config=config, trust_remote_code=trust_remote_code
+        )
     except (ValueError, FileNotFoundError, KeyError, TypeError, RuntimeError) as error:
         raise UserError(f"the model in {folder} cannot be loaded: {_first_line(error)}") from error
     loaded: nn.Module = model
@@ -289,19 +299,67 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
         model.update_modules(tree_unflatten(adapters))
 
 
-def fused_weights(model: nn.Module) -> dict[str, mx.array]:
-    """All weights by their names in the base model, adapters merged in; the model itself is not changed."""
+def fused_weights(model: nn.Module, dequantize: bool = False) -> dict[str, mx.array]:
+    """All weights by their names in the base model, adapters merged in; the model itself is not changed.
+
+    Packed matrices with an adapter are packed again, which loses what is smaller than a gap between two codes;
+    with ``dequantize`` no matrix is packed, and nothing is lost.
+    """
     fused: dict[str, mx.array] = {}
     covered: set[str] = set()
     for name, module in adapter_modules(model):
         covered.add(name + ".")
         below = named_arrays(module.linear.parameters())
-        for leaf, array in named_arrays(module.fuse().parameters()).items():
-            fused[f"{name}.{leaf}"] = array.astype(below[leaf].dtype)  # DoRA's float32 magnitudes widen it
+        kind = below["scales"].dtype if "scales" in below else below["weight"].dtype
+        for leaf, array in named_arrays(module.fuse(dequantize=dequantize).parameters()).items():
+            # DoRA's float32 magnitudes widen it.
+            fused[f"{name}.{leaf}"] = array.astype(
+                kind if mx.issubdtype(array.dtype, mx.floating) else array.dtype
+            )
+    if dequantize:
+        for name, module in model.named_modules():
+            if isinstance(module, QUANTIZED_MODULES) and not any(name.startswith(one) for one in covered):
+                covered.add(name + ".")
+                fused[f"{name}.weight"] = unpacked(module)
+                if "bias" in module:
+                    fused[f"{name}.bias"] = module.bias
     for name, array in named_arrays(model.parameters()).items():
         if not any(name.startswith(prefix) for prefix in covered):
             fused[name] = array
     return fused
+
+
+def unpacked(module: nn.Module) -> mx.array:
+    """The matrix of a quantised layer or embedding, in the type of its scales."""
+    weight: mx.array = mx.dequantize(
+        module.weight,
+        module.scales,
+        module.get("biases"),
+        group_size=module.group_size,
+        bits=module.bits,
+        mode=module.mode,
+    )
+    return weight
+
+
+def write_quantized(
+    folder: Path, config: dict[str, Any], out: Path, *, bits: int, group_size: int, trust_remote_code: bool
+) -> tuple[list[str], list[str]]:
+    """Quantise the model of ``folder`` by mlx-lm's own functions and write weights and config.json into ``out``.
+
+    ``config`` stands in for what the folder's config.json says. Returns the names of the matrices that were packed
+    and of those whose width ``group_size`` does not divide; without any of the first nothing is written.
+    """
+    model = load_weights(folder, config, trust_remote_code, lazy=True)
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints its bits per weight; the recipe says more
+        model, packed_config = quantize_model(model, config, group_size, bits)
+    modules = [(name, module) for name, module in model.named_modules() if "weight" in module]
+    packed = [name for name, module in modules if isinstance(module, QUANTIZED_MODULES)]
+    left = [name for name, module in modules if isinstance(module, nn.Linear | nn.Embedding)]
+    if packed:
+        save_model(out, model, donate_model=True)
+        save_config(packed_config, out / "config.json")
+    return packed, left
 
 
 def hugging_face_layout(weights: dict[str, mx.array], family: str) -> dict[str, mx.array]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import mlx.core as mx
 import numpy as np
@@ -127,6 +127,29 @@ def pack(rows: Sequence[Row], share_prompt: bool, in_pieces: bool = False) -> Pa
         firsts[row] = position + len(rows[row][0]) - 1
         starts[row] = firsts[row] + 1
     return _packed(rows, tuple(segments), firsts, starts, useful)
+
+
+def learning(rows: PackedRows, learned: Sequence[Sequence[bool]]) -> PackedRows:
+    """The same rows, of whose completion tokens only those that are ``learned`` (row by row) count.
+
+    The others are read as before, and no log-probability is computed of them: it is 0, and so is their mask.
+    """
+    keep = np.concatenate([np.asarray(row, bool) for row in learned])
+    if keep.all():
+        return rows
+    real = np.array(rows.mask_BT) > 0
+    mask = np.zeros(real.shape, bool)
+    mask[real] = keep
+    places = np.zeros(real.shape, np.int32)
+    places[mask] = np.arange(keep.sum())
+    kept = mx.array(np.flatnonzero(keep).astype(np.int32))
+    return replace(
+        rows,
+        positions_N=rows.positions_N[kept],
+        targets_N=rows.targets_N[kept],
+        places_BT=mx.array(places),
+        mask_BT=mx.array(mask.astype(np.float32)),
+    )
 
 
 def buckets(lengths: Sequence[int]) -> list[list[int]]:

@@ -57,6 +57,11 @@ class Policy:
         """V, the number of logits."""
         return int(self.config["vocab_size"])
 
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the model keeps matrices as packed codes."""
+        return mlx_internals.is_quantized(self.model)
+
     def weights(self) -> Weights:
         """The trainable weights by name."""
         return mlx_internals.named_arrays(self.model.trainable_parameters())

@@ -132,7 +132,7 @@ def estimate_peak(
         if reference == "copy":
             weights *= 2
         elif reference is not None:
-            weights += _quantized_bytes(shape, REFERENCE_BITS[reference], GROUP_SIZE, size, scale_size=size)
+            weights += _quantized_bytes(shape, REFERENCE_BITS[reference], GROUP_SIZE, size)
     else:
         # mlx-lm makes adapters in float32.
         trained, trained_size = shape.adapter_parameters(lora_rank, lora_layers, dora=tuning == "dora"), 4
@@ -255,13 +255,13 @@ def _weight_bytes(shape: ModelShape, size: int) -> int:
     if shape.quantization is None:
         return shape.parameters * size
     bits, group = shape.quantization
-    return _quantized_bytes(shape, bits, group, size, scale_size=2)
+    return _quantized_bytes(shape, bits, group, size)
 
 
-def _quantized_bytes(shape: ModelShape, bits: int, group: int, size: int, scale_size: int) -> int:
-    # A scale and a bias for each group.
-    matrices = shape.matrix_parameters * bits // 8 + shape.matrix_parameters // group * 2 * scale_size
-    return matrices + (shape.parameters - shape.matrix_parameters) * size
+def _quantized_bytes(shape: ModelShape, bits: int, group: int, size: int) -> int:
+    # A scale and a bias for each group, in the type of the weights that are not packed.
+    packed = shape.packable_parameters(group)
+    return packed * bits // 8 + packed // group * 2 * size + (shape.parameters - packed) * size
 
 
 def _optimizer_bytes(shape: ModelShape, trained: int, tuning: str, optimizer: str, moments: str) -> int:

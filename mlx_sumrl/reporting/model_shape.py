@@ -104,6 +104,14 @@ class ModelShape:
         )
         return blocks + self.vocab * self.hidden * (1 if self.tied else 2)
 
+    def packable_parameters(self, group: int) -> int:
+        """Of those, what quantisation with this group size packs: it has to divide a matrix's width."""
+        blocks = sum(
+            count * sum(i * o for i, o in self.block_matrices(attention) if i % group == 0)
+            for attention, count in ((True, self.attention_layers), (False, self.conv_layers))
+        )
+        return blocks + self.vocab * self.hidden * (1 if self.tied else 2) * (self.hidden % group == 0)
+
     @property
     def parameters(self) -> int:
         """All parameters; a tied head counts once."""

@@ -16,7 +16,7 @@ import re
 import shutil
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import mlx.core as mx
 
@@ -48,8 +48,18 @@ class TrainState:
     bad_total: int = 0
 
 
-def save_checkpoint(folder: Path, state: TrainState, policy: Policy, optimizer: Optimizer, keep: int) -> Path:
-    """Write ``step-NNNNNN`` below ``folder`` and remove all but the ``keep`` newest."""
+StateT = TypeVar("StateT", bound=TrainState)
+
+
+def save_checkpoint(
+    folder: Path,
+    state: TrainState,
+    policy: Policy,
+    optimizer: Optimizer,
+    keep: int,
+    pinned: int | None = None,
+) -> Path:
+    """Write ``step-NNNNNN`` below ``folder`` and remove all but the ``keep`` newest and that of step ``pinned``."""
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"step-{state.step:06d}"
     unfinished = folder / f"{UNFINISHED}{state.step:06d}-{os.getpid()}"
@@ -73,13 +83,15 @@ def save_checkpoint(folder: Path, state: TrainState, policy: Policy, optimizer: 
         os.replace(final, folder / f"{UNFINISHED}replaced-{final.name}-{os.getpid()}")  # prune removes it
     os.replace(unfinished, final)
     _flush(folder)
-    prune(folder, keep)
+    prune(folder, keep, pinned)
     return final
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Remove all but the ``keep`` newest checkpoints, and what killed processes left behind."""
+def prune(folder: Path, keep: int, pinned: int | None = None) -> None:
+    """Remove all but the ``keep`` newest checkpoints and the ``pinned`` one, and what killed processes left."""
     for old in list_checkpoints(folder)[:-keep]:
+        if int(old.name[5:]) == pinned:
+            continue
         doomed = old.with_name(f"{UNFINISHED}pruned-{old.name}")
         os.replace(old, doomed)  # gone in one step: never a half checkpoint under a good name
         shutil.rmtree(doomed, ignore_errors=True)
@@ -97,12 +109,41 @@ def list_checkpoints(folder: Path) -> list[Path]:
     )
 
 
-def load_checkpoint(checkpoint: Path, policy: Policy, optimizer: Optimizer) -> TrainState:
+def load_checkpoint(
+    checkpoint: Path,
+    policy: Policy,
+    optimizer: Optimizer,
+    kind: type[StateT] = TrainState,  # type: ignore[assignment]
+) -> StateT:
     """Put policy, optimiser and reference back. Raises `UserError` for a checkpoint that is damaged."""
+    state, record = _checked(checkpoint, kind)
+    reference = policy.reference
+    try:
+        if "reference.safetensors" in record["sha256"]:
+            reference = restored_reference(policy.model, _load(checkpoint / "reference.safetensors"))
+        policy.set_weights(_load(checkpoint / "policy.safetensors"))
+    except ValueError as error:
+        raise UserError(f"{checkpoint} does not fit the policy: {error}") from error
+    optimizer.restore(_load(checkpoint / "optimizer.safetensors"), record["optimizer_count"])
+    policy.reference = reference
+    return state
+
+
+def take_policy(checkpoint: Path, policy: Policy) -> None:
+    """Put the policy's weights back and nothing else. Raises `UserError` for a checkpoint that is damaged."""
+    _checked(checkpoint, TrainState)
+    try:
+        policy.set_weights(_load(checkpoint / "policy.safetensors"))
+    except ValueError as error:
+        raise UserError(f"{checkpoint} does not fit the policy: {error}") from error
+
+
+def _checked(checkpoint: Path, kind: type[StateT]) -> tuple[StateT, dict[str, Any]]:
+    """The state and the record of a checkpoint whose files are what was saved."""
     try:
         record = json.loads((checkpoint / "state.json").read_text())
-        known = {f.name for f in fields(TrainState)}
-        state = TrainState(**{key: value for key, value in record["state"].items() if key in known})
+        known = {f.name for f in fields(kind)}
+        state = kind(**{key: value for key, value in record["state"].items() if key in known})
         digests: dict[str, str] = record["sha256"]
         whole = record.pop("sha256_of_record") == _digest_of_record(record)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -115,16 +156,7 @@ def load_checkpoint(checkpoint: Path, policy: Policy, optimizer: Optimizer) -> T
         file = checkpoint / name
         if not file.is_file() or _digest(file) != digest:
             raise _damaged(file)
-    reference = policy.reference
-    try:
-        if "reference.safetensors" in digests:
-            reference = restored_reference(policy.model, _load(checkpoint / "reference.safetensors"))
-        policy.set_weights(_load(checkpoint / "policy.safetensors"))
-    except ValueError as error:
-        raise UserError(f"{checkpoint} does not fit the policy: {error}") from error
-    optimizer.restore(_load(checkpoint / "optimizer.safetensors"), record["optimizer_count"])
-    policy.reference = reference
-    return state
+    return state, record
 
 
 def _load(file: Path) -> Weights:

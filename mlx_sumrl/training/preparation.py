@@ -10,7 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_sumrl.config import OptimizerConfig, PolicyConfig, RunConfig
+from mlx_sumrl.config import OptimizerConfig, PolicyConfig, RunConfig, SftRunConfig
 from mlx_sumrl.data.example import Example
 from mlx_sumrl.data.examples import Which, config_rows, load_examples
 from mlx_sumrl.errors import UserError
@@ -46,7 +46,7 @@ def prepare(config: RunConfig, folder: Path, note: Note) -> Prepared:
         raise UserError(
             "data.train is missing: name a .jsonl, .csv or .parquet file, or a Hugging Face dataset"
         )
-    policy = load_policy(_policy_options(config, folder), seed=derived_seed(config.seed, "adapters"))
+    policy = load_policy(policy_options(config, folder), seed=derived_seed(config.seed, "adapters"))
     check_context(config, policy)
     train = _examples(config, policy, "train", note)
     for reward in (reward for stage in config.stages for reward in stage.rewards):
@@ -55,6 +55,12 @@ def prepare(config: RunConfig, folder: Path, note: Note) -> Prepared:
     held_out = _examples(config, policy, "evaluation", note)
     _check_apart(train, held_out, note)
     note(memory_sentence(config, policy))
+    tell_of_misreading(policy, note)
+    return Prepared(policy, train, held_out)
+
+
+def tell_of_misreading(policy: Policy, note: Note) -> None:
+    """Tell what others would make of the model's folder."""
     if policy.reconciled and policy.options.tuning != "full":
         note(
             f"mlx-lm would misread the config.json of {policy.source}; use export/model rather than the adapter "
@@ -65,7 +71,6 @@ def prepare(config: RunConfig, folder: Path, note: Note) -> Prepared:
             f"transformers splits texts by other rules than the tokenizer.json of {policy.source}, which is what is "
             "trained with here: mlx_lm and vLLM, given text rather than token ids, will see other tokens"
         )
-    return Prepared(policy, train, held_out)
 
 
 def check_context(config: RunConfig, policy: Policy) -> None:
@@ -83,10 +88,14 @@ def check_context(config: RunConfig, policy: Policy) -> None:
 
 def memory_sentence(config: RunConfig, policy: Policy) -> str:
     """The estimated peak of a step beside what the machine has."""
+    return beside_machine(peak_estimate(config, policy.options, ModelShape.from_config(policy.config)))
+
+
+def beside_machine(estimate: MemoryEstimate) -> str:
+    """An estimate in a sentence, with the memory of this machine."""
     working_set = (
         mx.device_info().get("max_recommended_working_set_size") if mx.metal.is_available() else None
     )
-    estimate = peak_estimate(config, policy.options, ModelShape.from_config(policy.config))
     return describe(estimate, machine_memory(), int(working_set) if working_set else None)
 
 
@@ -133,7 +142,7 @@ def peak_estimate(config: RunConfig, options: PolicyConfig, shape: ModelShape) -
     return max(estimates, key=lambda estimate: estimate.total)
 
 
-def _policy_options(config: RunConfig, folder: Path) -> PolicyConfig:
+def policy_options(config: RunConfig | SftRunConfig, folder: Path) -> PolicyConfig:
     """The policy's options, a tiny model made below ``folder`` where one is asked for."""
     if config.policy.tiny is None:
         return config.policy

@@ -189,7 +189,7 @@ def test_answers_that_are_too_long(chatml: Any, record: dict[str, Any]) -> None:
     for part in (
         "data.train: 1 of 3 rows of posts.jsonl have an answer that is too long",
         "that of row posts.jsonl:2 has 91 tokens, which leaves no room",
-        " in an example of 100: raise that limit",
+        " in an example of 100 tokens (sft.max_tokens, or what the model reads): raise that limit",
         "masking.too_long: drop",
     ):
         assert part in str(error.value)

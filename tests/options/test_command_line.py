@@ -57,6 +57,11 @@ class TestValues:
         assert config.data.system == "123"
         assert config.runs_dir == Path("out/x")
 
+    def test_a_number_among_choices(self) -> None:
+        assert run_config("--sampling.cache_bits", "8").sampling.cache_bits == 8
+        assert run_config("--sampling.cache_bits", "null").sampling.cache_bits is None
+        assert "4 or 8" in refusal("--sampling.cache_bits", "3")
+
     def test_a_list_of_models_as_json(self) -> None:
         stages = '[{"name": "a", "steps": 3, "rewards": [{"kind": "rougeL", "weight": 2}]}]'
         config = run_config("--stages", stages)

@@ -85,8 +85,12 @@ def by_hand(
     weights: np.ndarray,
     temperature: float = 1.0,
     cap: float | None = None,
+    smoothing: float = 0.0,
 ) -> Truth:
-    """Log-softmax of all logits at once, and the chain rule written out."""
+    """Log-softmax of all logits at once, and the chain rule written out.
+
+    Smoothed, each is a sum over the vocabulary of what the target has there times log p.
+    """
     x, own = wide(hidden), _of_head(model)
     products = x @ own.matrix.T * own.magnitude + own.bias
     capped = products if cap is None else cap * np.tanh(products / cap)
@@ -94,8 +98,9 @@ def by_hand(
     z = z - z.max(axis=-1, keepdims=True)
     table = z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
     rows, chosen = np.arange(len(x)), np.array(targets)
-    slope = -np.exp(table)
-    slope[rows, chosen] += 1
+    wanted = np.full(table.shape, smoothing / table.shape[1])
+    wanted[rows, chosen] += 1 - smoothing
+    slope = wanted - np.exp(table)
     slope *= weights[:, None] / temperature
     if cap is not None:
         slope *= 1 - (capped / cap) ** 2
@@ -108,7 +113,7 @@ def by_hand(
     if own.lora_a is not None and own.lora_b is not None:  # the matrix is W + scale (a b)^T
         found["lora_a"] = SCALE * d_matrix.T @ own.lora_b.T
         found["lora_b"] = SCALE * own.lora_a.T @ d_matrix.T
-    return Truth(table[rows, chosen], (slope * own.magnitude) @ own.matrix, found)
+    return Truth((wanted * table).sum(axis=-1), (slope * own.magnitude) @ own.matrix, found)
 
 
 @dataclass(frozen=True)

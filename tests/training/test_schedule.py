@@ -41,6 +41,33 @@ def test_cosine_by_hand() -> None:
     assert rates(5, schedule="cosine", final_share=0.5)[2] == pytest.approx(0.75)
 
 
+def test_inverse_sqrt_by_hand() -> None:
+    # Warm-up of 3 and the peak at the fourth step; at the sixteenth half of it is left.
+    assert rates(17, schedule="inverse_sqrt", warmup_steps=3)[:4] == pytest.approx([0.25, 0.5, 0.75, 1])
+    assert rates(17, schedule="inverse_sqrt", warmup_steps=3)[15] == pytest.approx(0.5)
+    assert rates(4, schedule="inverse_sqrt") == pytest.approx([1, math.sqrt(1 / 2), math.sqrt(1 / 3), 0.5])
+    assert rates(4, schedule="inverse_sqrt", final_share=0.6)[2:] == pytest.approx([0.6, 0.6])
+
+
+def test_stable_decay_by_hand() -> None:
+    # Two fifths of ten steps: the last four fall, from the sixth at the peak to nothing at the tenth.
+    found = rates(10, schedule="stable_decay", decay_share=0.4)
+    assert found == pytest.approx([1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25, 0])
+    found = rates(10, schedule="stable_decay", decay_share=0.4, warmup_steps=2, final_share=0.5)
+    assert found == pytest.approx([1 / 3, 2 / 3, 1, 1, 1, 1, 0.875, 0.75, 0.625, 0.5])
+    assert rates(5, schedule="stable_decay", decay_share=1.0) == pytest.approx([1, 0.75, 0.5, 0.25, 0])
+    # However small its share is, the last step has the rate of the end.
+    assert rates(5, schedule="stable_decay", decay_share=0.01) == [1, 1, 1, 1, 0]
+
+
+def test_a_warm_up_by_its_share() -> None:
+    assert rates(10, warmup_ratio=0.3) == rates(10, warmup_steps=3)
+    assert rates(10, warmup_ratio=0.25) == rates(10, warmup_steps=3)  # rounded up
+    assert rates(30, warmup_ratio=0.1) == rates(30, warmup_steps=3)  # though 0.1 * 30 is a little more than 3
+    with pytest.raises(ValueError, match=r"warmup_steps 3 and warmup_ratio 0\.1"):
+        OptimizerConfig(warmup_steps=3, warmup_ratio=0.1)
+
+
 def test_another_peak_scales_all_of_it() -> None:
     options = {"schedule": "cosine", "warmup_steps": 3, "final_share": 0.1}
     assert rates(9, peak=3e-6, **options) == pytest.approx([3e-6 * rate for rate in rates(9, **options)])
@@ -50,7 +77,7 @@ def test_a_warm_up_longer_than_the_run_never_peaks() -> None:
     assert rates(3, warmup_steps=10) == pytest.approx([0.25, 0.5, 0.75])
 
 
-schedules = st.sampled_from(["constant", "linear", "cosine"])
+schedules = st.sampled_from(["constant", "linear", "cosine", "inverse_sqrt", "stable_decay"])
 
 
 @given(
@@ -78,5 +105,5 @@ def test_up_once_and_then_down(schedule: str, warmup: int, share: float, total: 
     assert all(a >= b - 1e-12 for a, b in itertools.pairwise(falling))
     if top < total:
         assert found[top] == pytest.approx(1)
-    if top < total - 1 and schedule != "constant":
+    if top < total - 1 and schedule not in ("constant", "inverse_sqrt"):
         assert found[-1] == pytest.approx(share, abs=1e-12)

@@ -1,0 +1,124 @@
+"""A supervised run's policy and rows, checked against each other before any training time is spent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from mlx_sumrl.config import SftRunConfig
+from mlx_sumrl.data.examples import Which, config_rows
+from mlx_sumrl.data.supervised import load_supervised
+from mlx_sumrl.data.supervised_example import SupervisedExample
+from mlx_sumrl.errors import UserError
+from mlx_sumrl.policy.loading import load_policy
+from mlx_sumrl.policy.policy import Policy
+from mlx_sumrl.reporting.memory_estimate import estimate_peak
+from mlx_sumrl.reporting.model_shape import ModelShape
+from mlx_sumrl.training.preparation import Note, beside_machine, policy_options, tell_of_misreading
+from mlx_sumrl.training.seeds import derived_seed
+from mlx_sumrl.training.sft import learned_tokens
+
+
+@dataclass(frozen=True)
+class PreparedSft:
+    """What a supervised run starts from."""
+
+    policy: Policy
+    train: list[SupervisedExample]
+    held_out: list[SupervisedExample]
+    """Rows never learned; empty when the run names none."""
+
+
+def prepare_sft(config: SftRunConfig, folder: Path, note: Note) -> PreparedSft:
+    """Load the policy and the rows of a run; ``folder`` is the run's own, ``note`` tells the user things.
+
+    Raises `UserError` for whatever would go wrong later.
+    """
+    if config.data.train is None and config.data.grammar is None:
+        raise UserError(
+            "data.train is missing: name a .jsonl, .csv or .parquet file, or a Hugging Face dataset"
+        )
+    policy = load_policy(policy_options(config, folder), seed=derived_seed(config.seed, "adapters"))
+    policy.reference = None  # nothing is measured against it here
+    train = supervised_rows(config, policy, "train", note)
+    held_out = supervised_rows(config, policy, "evaluation", note)
+    _check_apart(train, held_out, note)
+    _check_length(config, train, note)
+    if config.sft.steps or config.sft.epochs:  # a range test has neither
+        note(_steps_sentence(config, train))
+    note(_memory_sentence(config, policy, train))
+    tell_of_misreading(policy, note)
+    return PreparedSft(policy, train, held_out)
+
+
+def supervised_rows(
+    config: SftRunConfig, policy: Policy, which: Which, note: Note
+) -> list[SupervisedExample]:
+    """The rows that the options name as what is learned of them; none where none are named. Raises `UserError`."""
+    rows = config_rows(config.data, which, config.seed)
+    if rows is None:
+        return []
+    loaded = load_supervised(
+        rows,
+        config.data,
+        config.masking,
+        policy.tokenizer,
+        min(config.sft.max_tokens, policy.context or config.sft.max_tokens),
+        policy.stop_id,
+        config.length.target,
+        stop_ids=policy.stop_ids,
+        which=which,
+    )
+    note(f"{which}: {loaded.describe()}")
+    return loaded.examples
+
+
+def _steps_sentence(config: SftRunConfig, train: list[SupervisedExample]) -> str:
+    steps = config.sft.total_steps(len(train))
+    epochs = steps * config.sft.batch_size / len(train)
+    return (
+        f"{steps} steps of {config.sft.batch_size} rows are {epochs:.3g} epochs; an epoch has "
+        f"{learned_tokens(train):,} tokens to learn"
+    )
+
+
+def _memory_sentence(config: SftRunConfig, policy: Policy, train: list[SupervisedExample]) -> str:
+    options, optimizer = policy.options, config.optimizer
+    return beside_machine(
+        estimate_peak(
+            ModelShape.from_config(policy.config),
+            tuning=options.tuning,
+            dtype=options.dtype,
+            prompt_tokens=max(len(one.prompt_ids) for one in train),
+            completion_tokens=max(len(one.answer_ids) for one in train),
+            prompts_per_step=config.sft.batch_size,
+            micro_batch_tokens=config.sft.micro_batch_tokens,
+            logits_mb=options.logits_mb,
+            gradient_checkpointing=options.gradient_checkpointing,
+            lora_rank=options.lora.rank,
+            lora_layers=options.lora.layers,
+            optimizer=optimizer.kind,
+            moments=optimizer.moments,
+            compensated=optimizer.rounding == "compensated",
+        )
+    )
+
+
+def _check_length(config: SftRunConfig, train: list[SupervisedExample], note: Note) -> None:
+    """Tell when prompts ask for a length that answers do not have: that is learned too."""
+    usual = median(sum(one.trained) for one in train)
+    asked = config.length.target
+    if "{target_length}" in config.data.instruction and abs(usual - asked) > config.length.tolerance:
+        note(
+            f"every prompt asks for {asked} tokens (length.target), and the answer in the middle has {usual:g}: leave "
+            "{target_length} out of data.instruction, or the model learns that it means nothing"
+        )
+
+
+def _check_apart(train: list[SupervisedExample], held_out: list[SupervisedExample], note: Note) -> None:
+    """Tell when held-out rows are learned too."""
+    prompts = {one.prompt_ids for one in train}
+    shared = [one.id for one in held_out if one.prompt_ids in prompts]
+    if shared:
+        note(f"{len(shared)} of {len(held_out)} held-out prompts are learned too ({', '.join(shared[:3])})")

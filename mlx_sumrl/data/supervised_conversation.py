@@ -122,7 +122,8 @@ class ConversationRows:
             raise UnusableRowError("the conversation does not fit even without its longest turn")
         raise AnswerTooLongError(
             answer,
-            f"which leaves no room for the question in an example of {longest} tokens (sft.max_tokens, or what the model reads)",
+            f"which leaves no room for the question in an example of {longest} tokens "
+            "(sft.max_tokens, or what the model reads)",
         )
 
     def _check_ends(self, tokenised: TokenisedTurns) -> None:

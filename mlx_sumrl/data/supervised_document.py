@@ -106,8 +106,8 @@ class DocumentRows:
             prompt(data.max_prompt_tokens)  # is it the answer's fault, or the template's?
             raise AnswerTooLongError(
                 len(answer),
-                f"which leaves no room for the document in an example of "
-                f"{limits.max_tokens} tokens (sft.max_tokens, or what the model reads)",
+                f"which leaves no room for the document in an example of {limits.max_tokens} tokens "
+                "(sft.max_tokens, or what the model reads)",
             ) from None
         ids = prompt_ids + answer
         learned_from = 1 if self._masking.learn == "all" else len(prompt_ids)

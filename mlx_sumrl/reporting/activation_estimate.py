@@ -24,7 +24,7 @@ BLOCK_TEMPORARIES = 7
 SCORE_TEMPORARIES = 2.5
 FORWARD_TEMPORARIES = 5
 """As `BLOCK_TEMPORARIES`, in the forward pass; and there of scores, with the exponential's own:"""
-FORWARD_SCORE_TEMPORARIES = 9
+FORWARD_SCORE_TEMPORARIES = 8
 SCORES = 1 << 18
 """Numbers; see `mlx_sumrl.policy.attention`."""
 POSITIONS = 192

@@ -84,7 +84,9 @@ def test_a_summary_is_median_and_range() -> None:
 
 def test_what_was_held_equal_stands_below_the_table() -> None:
     report = {"machine": fresh_process.machine(), "held_equal": ["the model"], "not_equal": ["the clock"]}
-    assert closing_lines(report)[1:] == ["equal: the model", "not equal: the clock"]
+    _, first, kept, last = closing_lines(report)
+    assert (first, last) == ("equal: the model", "not equal: the clock")
+    assert kept.startswith("equal: memory that is freed is kept")
 
 
 def test_a_worker_that_fails_says_why() -> None:

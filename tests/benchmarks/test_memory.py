@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,32 +75,16 @@ def test_the_program() -> None:
         assert f"weights {resident['weights'] / 1e9:.3f}" in shown_text
 
 
-@pytest.fixture
-def exact_buffers() -> Iterator[None]:
-    """A buffer that is used again may be larger than what lies in it, and counts whole: here each is made anew."""
-    import mlx.core as mx
-
-    limit = mx.set_cache_limit(0)
-    yield
-    mx.set_cache_limit(limit)
-
-
 @pytest.mark.usefixtures("exact_buffers")
 @pytest.mark.parametrize("moments", ["bfloat16", "blocks8"])
 def test_what_lies_in_memory_is_counted_by_hand(moments: Any, tmp_path: Path) -> None:
     import mlx.core as mx
 
     folder = make_shape(tmp_path / "toy", "toy")
-    limit = mx.set_cache_limit(
-        0
-    )  # a buffer that is used again may be larger than what lies in it, and counts whole
-    try:
-        gc.collect()
-        mx.synchronize()
-        start = mx.get_active_memory()  # what other tests have left
-        result = measured_step(str(folder), TINY, "full", moments, "none")
-    finally:
-        mx.set_cache_limit(limit)
+    gc.collect()
+    mx.synchronize()
+    start = mx.get_active_memory()  # what other tests have left
+    result = measured_step(str(folder), TINY, "full", moments, "none")
     # An embedding; in each of two layers q and o, k and v, three matrices, biases of q, k and v, two norms; one norm.
     layer = 2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 192 + (64 + 2 * 32) + 2 * 64
     parameters = 512 * 64 + 2 * layer + 64

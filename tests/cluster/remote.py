@@ -103,7 +103,7 @@ def real_sshd(folder: Path) -> Iterator[Remote]:
     (folder / "sshd_config").write_text(
         f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host_key\nPidFile none\nUsePAM no\nStrictModes no\n"
         f"AuthorizedKeysFile {folder}/user_key.pub\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n"
-        "PermitRootLogin yes\n"
+        "PermitRootLogin yes\nMaxStartups 200\n"  # ten logins at once would be cut off on a busy machine
     )
     known = folder / "known_hosts"
     kind, key, *_ = (folder / "host_key.pub").read_text().split()

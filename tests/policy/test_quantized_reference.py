@@ -320,6 +320,7 @@ def test_one_of_another_model_is_refused(family_folder: Folder, tmp_path: Path) 
     assert bits_of(other.weights()) == before
 
 
+@pytest.mark.usefixtures("exact_buffers")
 @pytest.mark.parametrize(("kind", "share"), [("4bit", 4.5 / 16), ("8bit", 8.5 / 16)])
 def test_what_it_takes_and_what_making_it_takes(
     kind: Any, share: float, monkeypatch: pytest.MonkeyPatch

@@ -39,7 +39,8 @@ def lines(path: Path) -> list[Any]:
 
 
 class TestCreate:
-    def test_config_json(self, config: RunConfig) -> None:
+    def test_config_json(self, config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sys, "argv", ["recipes/some.py", "--name", "two words"])
         with RunFolder.create(config) as folder:
             record = json.loads((folder.path / "config.json").read_text())
         assert RunConfig.model_validate(record["options"]) == config
@@ -48,7 +49,7 @@ class TestCreate:
         assert record["versions"]["numpy"] == np.__version__
         assert {"mlx", "mlx-lm", "mlx_sumrl"} <= record["versions"].keys()
         assert record["platform"]["cores"] == os.cpu_count()
-        assert "pytest" in record["command"]
+        assert record["command"] == "recipes/some.py --name 'two words'"
 
     @pytest.mark.parametrize("left", ["metrics.jsonl", "checkpoints", "export"])
     def test_a_folder_with_another_run_is_refused(self, config: RunConfig, left: str) -> None:

@@ -106,7 +106,10 @@ def test_what_lies_in_memory_is_counted_by_hand(moments: Any, tmp_path: Path) ->
 
 @pytest.mark.usefixtures("exact_buffers")
 def test_the_trainer_s_own_step_has_the_same_peak(tmp_path: Path) -> None:
-    """Its second step, whose peak it takes over everything from sampling to update."""
+    """Its later steps, whose peak it takes over everything from sampling to update.
+
+    The lowest of several on either side: what is computed may be freed a little late, as threads happen to run.
+    """
     import mlx.core as mx
 
     folder = str(make_shape(tmp_path / "toy", "toy"))
@@ -117,8 +120,12 @@ def test_the_trainer_s_own_step_has_the_same_peak(tmp_path: Path) -> None:
         return mx.get_active_memory()
 
     measured_step(folder, TINY, "full", "bfloat16", "none")  # what a process makes once and keeps
-    start = below()
-    measured = measured_step(folder, TINY, "full", "bfloat16", "none")["peak"] - start
+
+    def once() -> int:
+        start = below()
+        return int(measured_step(folder, TINY, "full", "bfloat16", "none")["peak"]) - start
+
+    measured = min(once() for _ in range(4))
     reward = RewardConfig(kind="function", function=REWARD)
     config = RunConfig(
         policy=PolicyConfig(model=folder, dtype="bfloat16", tuning="full", gradient_checkpointing=True),
@@ -126,14 +133,15 @@ def test_the_trainer_s_own_step_has_the_same_peak(tmp_path: Path) -> None:
         length=LengthConfig(target=1, tolerance=0),
         grpo=GrpoConfig(prompts_per_step=TINY.prompts, group_size=TINY.group_size),
         optimizer=OptimizerConfig(moments="bfloat16"),
-        stages=(StageConfig(name="measured", steps=2, rewards=(reward,)),),
+        stages=(StageConfig(name="measured", steps=7, rewards=(reward,)),),
     )
     start = below()
     policy, recorder = load_policy(config.policy), Recorder()
     policy.stop_ids, policy.tokenizer = frozenset(), IdsAsText()
     asked_for = examples(prompts(TINY.prompts, TINY.prompt_tokens, policy.vocabulary))
     Trainer(policy, config, progress=recorder).stage(config.stages[0], asked_for)
-    assert measured == pytest.approx(recorder.steps[1]["memory/peak_gb"] * 1e9 - start, rel=0.1)
+    lowest = min(step["memory/peak_gb"] for step in recorder.steps[1:])
+    assert measured == pytest.approx(lowest * 1e9 - start, rel=0.1)
 
 
 def test_adapters_leave_the_weights_alone(tmp_path: Path) -> None:

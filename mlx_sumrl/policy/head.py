@@ -35,7 +35,7 @@ from mlx_sumrl.policy.log_sum_exp import LogitRule, RunningTotals, columns
 from mlx_sumrl.policy.mlx_internals import HeadMatrix
 from mlx_sumrl.rollouts.filters import filtered_logits
 
-ALIVE = 6
+ALIVE = 8
 """Arrays as large as a tile that live at once, about."""
 TILE = 2_000_000
 """Bytes of a tile, where there is more than one and the budget allows; larger ones are not faster."""

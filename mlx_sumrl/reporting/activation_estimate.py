@@ -29,7 +29,7 @@ SCORES = 1 << 18
 """Numbers; see `mlx_sumrl.policy.attention`."""
 POSITIONS = 192
 """Of a segment at most; see `mlx_sumrl.policy.packing`."""
-ALIVE = 6
+ALIVE = 8
 """Arrays as large as a tile of the head; this and the next two: see `mlx_sumrl.policy.head`."""
 TILE = 2_000_000
 """Bytes."""

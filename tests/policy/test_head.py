@@ -215,9 +215,9 @@ def test_tiles_cover_all_and_stay_within_the_budget(
 
 @pytest.mark.usefixtures("exact_buffers")
 class TestMemory:
-    """V = 20,000, N = 512: all logits are 41 MB, the matrix and its gradient 5 MB each."""
+    """V = 20,000, N = 256: all logits are 20 MB, the matrix and its gradient 5 MB each."""
 
-    V, N = 20_000, 512
+    V, N = 20_000, 256
     LOGITS, MATRIX = 4 * V * N, 4 * V * D
     BUDGET = 4_000_000
 
@@ -251,16 +251,15 @@ class TestMemory:
     @pytest.mark.parametrize("frozen", [False, True])
     @pytest.mark.parametrize("way", WAYS)
     def test_no_table_of_logits(self, way: str, frozen: bool) -> None:
-        """Measured: 1.3 times the budget, and 3.7 where a graph is evaluated, which runs ahead as far as threads
-        happen to let it; 7 tables without."""
+        """Measured: 1.3 times the budget, and 2.9 where a graph is evaluated, which runs ahead; 7 tables without."""
         model = make_head("untied", self.V)
         if frozen:
             model.freeze()
         gradient = 0 if frozen else self.MATRIX
         small = self.peak(way, model, self.BUDGET)
         whole = self.peak(way, model, 10**10)
-        times = 1.5 if way == "tiles" else 4
-        assert small - gradient < times * self.BUDGET < 0.4 * self.LOGITS
+        times = 1.5 if way == "tiles" else 3
+        assert small - gradient < times * self.BUDGET < 0.6 * self.LOGITS
         if not frozen:  # one that is not trained is always cut
             assert whole - gradient > 2 * self.LOGITS
 

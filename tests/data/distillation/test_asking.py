@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,14 @@ class ClockOfTwo(Clock):
         self.now = max(self.now, until)
 
 
+def await_pause(clock: Clock) -> None:
+    """Until one has been told to wait."""
+    end = time.monotonic() + 15
+    while not clock.pauses:
+        assert time.monotonic() < end, "nobody was told to wait"
+        time.sleep(0.005)
+
+
 def test_retry_after_holds_for_everybody(tmp_path: Path) -> None:
     """The server asks one of two for 30 seconds of quiet: the other, too, sends nothing before they are over."""
     sent: list[float] = []
@@ -111,11 +120,12 @@ def test_retry_after_holds_for_everybody(tmp_path: Path) -> None:
 
     def script(number: int, document: str) -> str:
         sent.append(run.clock.now)
+        if number == 5:  # the other's, perhaps sent before the 429 was read: answered only after that
+            await_pause(run.clock)
         return "busy 30" if number == 4 else "answer"
 
     run.server.script = script
     assert run.ask().done == 12
-    # The other may have sent one more before the 429 was read.
     assert sent[:4] == [1000] * 4
     assert all(at >= 1030 for at in sent[5:])
     assert len(sent) == 13

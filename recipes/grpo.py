@@ -17,12 +17,10 @@ from rich.console import Console
 
 from mlx_sumrl.config import RunConfig
 from mlx_sumrl.data.example import Example
-from mlx_sumrl.data.prompting import write_prompting
 from mlx_sumrl.evaluation.evaluate import evaluate
 from mlx_sumrl.evaluation.results import Evaluation
 from mlx_sumrl.evaluation.table import comparison_table
-from mlx_sumrl.options.command_line import Command, parse_command
-from mlx_sumrl.policy.export import export_adapter, export_model, export_peft
+from mlx_sumrl.options.command_line import parse_command
 from mlx_sumrl.policy.policy import Policy
 from mlx_sumrl.reporting.progress import Progress, make_progress
 from mlx_sumrl.reporting.run_folder import RunFolder
@@ -32,6 +30,8 @@ from mlx_sumrl.rollouts.types import NoSamplerError
 from mlx_sumrl.training.preparation import Prepared, prepare
 from mlx_sumrl.training.trainer import Trainer
 from recipes.cluster_rollouts import HELP, rollouts_from
+from recipes.exporting import export
+from recipes.opened_run import opened
 
 
 def main(
@@ -47,7 +47,10 @@ def main(
         extra={"cluster": HELP},
     )
     nodes = Path(command.extra["cluster"]) if "cluster" in command.extra else None
-    config, run = opened(command)
+    if isinstance(command.run, RunConfig):
+        for stage in command.run.stages:  # a reward that cannot be found is known before a folder is made
+            build_rewards(stage, command.run.length)
+    config, run = opened(command, RunConfig)
     with run, make_progress() as progress:
         try:
             train(config, run, progress, nodes)
@@ -59,18 +62,6 @@ def main(
                 file=sys.stderr,
             )
             raise
-
-
-def opened(command: Command[RunConfig]) -> tuple[RunConfig, RunFolder]:
-    """A new run's folder, or the one to go on with."""
-    if isinstance(command.run, Path):
-        config, run = RunFolder.open(command.run, RunConfig)
-        return config.model_copy(update={"runs_dir": run.path.parent, "name": run.path.name}), run
-    for stage in command.run.stages:
-        build_rewards(
-            stage, command.run.length
-        )  # a reward that cannot be found is known before a folder is made
-    return command.run, RunFolder.create(command.run)
 
 
 def train(config: RunConfig, run: RunFolder, progress: Progress, nodes: Path | None = None) -> None:
@@ -104,7 +95,7 @@ def the_job(
         trainer.stage(stage, prepared.train)
         evaluations[stage.name] = evaluated(stage.name, config, run, policy, prepared.held_out, progress)
 
-    exported = export(config, run, policy)
+    exported = export(policy, run.path / "export", config.export, config.data, config.length)
     report(config, run, evaluations, exported)
 
 
@@ -141,19 +132,6 @@ def evaluated(
     progress.finish()
     run.write_json(file.relative_to(run.path), result.to_json())
     return result
-
-
-def export(config: RunConfig, run: RunFolder, policy: Policy) -> list[Path]:
-    """Everything others can load, below export/."""
-    exported = []
-    if config.export.adapter and policy.options.tuning != "full":
-        exported.append(export_adapter(policy, run.path / "export" / "adapter"))
-        if policy.options.tuning == "lora":
-            exported.append(export_peft(policy, run.path / "export" / "peft"))
-    if config.export.fused:
-        exported.append(export_model(policy, run.path / "export" / "model"))
-        write_prompting(exported[-1], config.data, config.length)
-    return exported
 
 
 def report(

@@ -19,14 +19,13 @@ from rich.console import Console
 from rich.table import Table
 
 from mlx_sumrl.config import SftRunConfig
-from mlx_sumrl.data.prompting import write_prompting
-from mlx_sumrl.options.command_line import Command, exit_code_of, parse_command
-from mlx_sumrl.policy.export import export_adapter, export_model, export_peft
-from mlx_sumrl.policy.policy import Policy
+from mlx_sumrl.options.command_line import exit_code_of, parse_command
 from mlx_sumrl.reporting.progress import Progress, make_progress
 from mlx_sumrl.reporting.run_folder import RunFolder
 from mlx_sumrl.training.supervised_preparation import prepare_sft
 from mlx_sumrl.training.supervised_trainer import SupervisedTrainer
+from recipes.exporting import export
+from recipes.opened_run import opened
 
 DESCRIPTION = "Fine-tune a model on documents and their summaries."
 SHOWN = 12
@@ -36,7 +35,7 @@ SHOWN = 12
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and do the job."""
     command = parse_command(SftRunConfig, argv, prog="python -m recipes.sft", description=DESCRIPTION)
-    config, run = opened(command)
+    config, run = opened(command, SftRunConfig)
     with run, make_progress() as progress:
         try:
             the_job(config, run, progress)
@@ -47,14 +46,6 @@ def main(argv: Sequence[str] | None = None) -> None:
                 file=sys.stderr,
             )
             raise
-
-
-def opened(command: Command[SftRunConfig]) -> tuple[SftRunConfig, RunFolder]:
-    """A new run's folder, or the one to go on with."""
-    if isinstance(command.run, Path):
-        config, run = RunFolder.open(command.run, SftRunConfig)
-        return config.model_copy(update={"runs_dir": run.path.parent, "name": run.path.name}), run
-    return command.run, RunFolder.create(command.run)
 
 
 def the_job(config: SftRunConfig, run: RunFolder, progress: Progress) -> None:
@@ -69,23 +60,15 @@ def the_job(config: SftRunConfig, run: RunFolder, progress: Progress) -> None:
 
     best = trainer.take_best() if config.export.best else None
     step = trainer.state.step if best is None else best
-    exported = export(config, run, policy)
+    exported = export(
+        policy,
+        run.path / "export",
+        config.export,
+        config.data,
+        config.length,
+        dequantize=policy.is_quantized and config.export.dequantize,
+    )
     report(run, trainer, step, exported)
-
-
-def export(config: SftRunConfig, run: RunFolder, policy: Policy) -> list[Path]:
-    """Everything others can load, below export/."""
-    folder, exported = run.path / "export", []
-    if config.export.adapter and policy.options.tuning != "full":
-        exported.append(export_adapter(policy, folder / "adapter"))
-        if policy.options.tuning == "lora":
-            exported.append(export_peft(policy, folder / "peft"))
-    if config.export.fused:
-        exported.append(
-            export_model(policy, folder / "model", policy.is_quantized and config.export.dequantize)
-        )
-        write_prompting(exported[-1], config.data, config.length)
-    return exported
 
 
 def report(run: RunFolder, trainer: SupervisedTrainer, step: int, exported: Sequence[Path]) -> None:

@@ -15,6 +15,7 @@ from mlx_sumrl.config.distill import (
     TeacherSourceConfig,
 )
 from mlx_sumrl.config.masking import MaskingConfig, ReasoningConfig
+from mlx_sumrl.config.named_run import CheckpointConfig, ExportConfig
 from mlx_sumrl.config.policy import (
     DEFAULT_DTYPE,
     REFERENCE_BITS,
@@ -35,7 +36,7 @@ from mlx_sumrl.config.prepare import (
 from mlx_sumrl.config.rewards import GateConfig, RewardConfig
 from mlx_sumrl.config.rollouts import LengthConfig, SamplingConfig
 from mlx_sumrl.config.room import Room
-from mlx_sumrl.config.run import CheckpointConfig, EvaluationConfig, ExportConfig, ReportingConfig, RunConfig
+from mlx_sumrl.config.run import EvaluationConfig, ReportingConfig, RunConfig
 from mlx_sumrl.config.stages import STEP_METRICS, StageConfig, UntilConfig
 from mlx_sumrl.config.supervised import (
     EarlyStoppingConfig,

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from pydantic import Field, model_validator
 
 from mlx_sumrl.config.data import DataConfig
+from mlx_sumrl.config.named_run import CheckpointConfig, ExportConfig, NamedRunConfig, RunName
 from mlx_sumrl.config.policy import PolicyConfig
 from mlx_sumrl.config.rollouts import LengthConfig, SamplingConfig
 from mlx_sumrl.config.room import Room
 from mlx_sumrl.config.stages import StageConfig
 from mlx_sumrl.config.training import GrpoConfig, OptimizerConfig, SftConfig
-
-
-class CheckpointConfig(Room):
-    """When the run is saved."""
-
-    every: int = Field(default=10, gt=0)
-    """Steps between checkpoints."""
-    keep: int = Field(default=2, gt=0)
-    """Checkpoints kept; older ones are removed once a newer one is whole."""
 
 
 class ReportingConfig(Room):
@@ -44,24 +35,10 @@ class EvaluationConfig(Room):
     """Also evaluate the untrained policy made to write exactly `length.target` tokens."""
 
 
-class ExportConfig(Room):
-    """What is written to export/ when the run ends."""
-
-    fused: bool = True
-    """A model folder that mlx-lm and Hugging Face tokenizers load."""
-    adapter: bool = True
-    """With lora or dora: an mlx_lm adapter folder, and a PEFT one (LoRA only)."""
-
-
-class RunConfig(Room):
+class RunConfig(NamedRunConfig):
     """A whole run."""
 
-    name: str = Field(default="grpo", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    """Folder below `runs_dir`; a folder that holds another run is refused."""
-    runs_dir: Path = Path("runs")
-    """Where runs live."""
-    seed: int = Field(default=0, ge=0, lt=2**31)
-    """One seed gives one run, bit for bit, on one machine."""
+    name: RunName = "grpo"
     policy: PolicyConfig
     data: DataConfig = DataConfig()
     length: LengthConfig = LengthConfig()
@@ -90,12 +67,3 @@ class RunConfig(Room):
         if "sft" in names:
             raise ValueError("a stage cannot be named 'sft': that is the supervised phase before the stages")
         return self
-
-    @property
-    def folder(self) -> Path:
-        """The run's folder."""
-        return self.runs_dir / self.name
-
-    def to_json(self) -> dict[str, Any]:
-        """Every resolved option as plain JSON values."""
-        return self.model_dump(mode="json")

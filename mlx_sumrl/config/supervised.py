@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from pydantic import Field, model_validator
 
 from mlx_sumrl.config.data import DataConfig
 from mlx_sumrl.config.masking import MaskingConfig
+from mlx_sumrl.config.named_run import CheckpointConfig, ExportConfig, NamedRunConfig, RunName
 from mlx_sumrl.config.policy import PolicyConfig
 from mlx_sumrl.config.rollouts import LengthConfig
 from mlx_sumrl.config.room import Room
-from mlx_sumrl.config.run import CheckpointConfig, ExportConfig
 from mlx_sumrl.config.training import SftOptimizerConfig
 
 
@@ -77,15 +76,10 @@ class SftExportConfig(ExportConfig):
     in 4 bits: held-out loss 1.25 as trained, 1.61 packed again; in 8 bits 1.25 both)."""
 
 
-class SftRunConfig(Room):
+class SftRunConfig(NamedRunConfig):
     """A whole run of supervised fine-tuning."""
 
-    name: str = Field(default="sft", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    """Folder below `runs_dir`; a folder that holds another run is refused."""
-    runs_dir: Path = Path("runs")
-    """Where runs live."""
-    seed: int = Field(default=0, ge=0, lt=2**31)
-    """One seed gives one run, bit for bit, on one machine."""
+    name: RunName = "sft"
     policy: PolicyConfig
     data: DataConfig = DataConfig()
     length: LengthConfig = LengthConfig()
@@ -110,15 +104,6 @@ class SftRunConfig(Room):
                 "data.evaluation, or leave it out"
             )
         return self
-
-    @property
-    def folder(self) -> Path:
-        """The run's folder."""
-        return self.runs_dir / self.name
-
-    def to_json(self) -> dict[str, Any]:
-        """Every resolved option as plain JSON values."""
-        return self.model_dump(mode="json")
 
 
 class RateRangeConfig(Room):

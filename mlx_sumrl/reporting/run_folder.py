@@ -18,11 +18,12 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Protocol, Self, TypeVar
+from typing import IO, Any, Self, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from mlx_sumrl import blas
+from mlx_sumrl.config.named_run import NamedRunConfig
 from mlx_sumrl.errors import UserError
 from mlx_sumrl.options.errors import validation_sentence
 from mlx_sumrl.reporting.json_files import encoded, replacing, rows, write_json
@@ -48,20 +49,7 @@ PACKAGES = (
     *("safetensors", "datasets", "rouge-score", "nltk", "sacrebleu", "pydantic"),
 )
 
-ConfigT = TypeVar("ConfigT", bound=BaseModel)
-
-
-class Configuration(Protocol):
-    """What `RunFolder.create` asks of a run's options."""
-
-    @property
-    def folder(self) -> Path:
-        """The run's folder."""
-        ...
-
-    def to_json(self) -> dict[str, Any]:
-        """Every resolved option as plain JSON values."""
-        ...
+ConfigT = TypeVar("ConfigT", bound=NamedRunConfig)
 
 
 class RunFolder:
@@ -72,7 +60,7 @@ class RunFolder:
         self._lock = lock
 
     @classmethod
-    def create(cls, config: Configuration) -> Self:
+    def create(cls, config: NamedRunConfig) -> Self:
         """Make the folder of a new run and write config.json.
 
         A folder with nothing but a config.json is of a run that failed before it began, and is taken over.
@@ -108,7 +96,7 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path, model: type[ConfigT]) -> tuple[ConfigT, Self]:
-        """The options of the run in ``path`` and its folder, to go on with it.
+        """The options of the run in ``path``, wherever it was made, and its folder, to go on with it.
 
         Raises `UserError` when there is no run, its options cannot be read, or another process has it.
         """
@@ -118,6 +106,7 @@ class RunFolder:
         except ValidationError as error:
             sentence = validation_sentence(model, error, lambda _: f" in {path / CONFIG}")
             raise UserError(f"the run in {path} cannot be resumed by this version: {sentence}") from None
+        config = config.model_copy(update={"runs_dir": path.parent, "name": path.name})
         return config, cls(path, _locked(path))
 
     def write_json(self, relative: str | Path, content: Any) -> Path:

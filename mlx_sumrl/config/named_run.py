@@ -1,0 +1,56 @@
+"""Options: what every run has, whatever it trains: a folder of its own, checkpoints, and what it leaves for others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from mlx_sumrl.config.room import Room
+
+RunName = Annotated[
+    str,
+    Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="Folder below `runs_dir`; a folder that holds another run is refused.",
+    ),
+]
+"""Each job has a default of its own."""
+
+
+class CheckpointConfig(Room):
+    """When the run is saved."""
+
+    every: int = Field(default=10, gt=0)
+    """Steps between checkpoints."""
+    keep: int = Field(default=2, gt=0)
+    """Checkpoints kept; older ones are removed once a newer one is whole."""
+
+
+class ExportConfig(Room):
+    """What is written to export/ when the run ends."""
+
+    fused: bool = True
+    """A model folder that mlx-lm and Hugging Face tokenizers load."""
+    adapter: bool = True
+    """With lora or dora: an mlx_lm adapter folder, and a PEFT one (LoRA only)."""
+
+
+class NamedRunConfig(Room):
+    """A run that is written down in a folder of its own."""
+
+    name: RunName
+    runs_dir: Path = Path("runs")
+    """Where runs live."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """One seed gives one run, bit for bit, on one machine."""
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.runs_dir / self.name
+
+    def to_json(self) -> dict[str, Any]:
+        """Every resolved option as plain JSON values."""
+        return self.model_dump(mode="json")

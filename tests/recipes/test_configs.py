@@ -75,7 +75,7 @@ def parse(monkeypatch: pytest.MonkeyPatch) -> Parse:
     """What `recipes.grpo` makes of a command line, by its own parser."""
     commands: list[Command[RunConfig]] = []
 
-    def opened(command: Command[RunConfig]) -> NoReturn:
+    def opened(command: Command[RunConfig], config_type: type[RunConfig]) -> NoReturn:
         commands.append(command)
         raise _ParsedError
 

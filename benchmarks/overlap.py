@@ -94,8 +94,9 @@ def _overlapped(train: float, sample: float, steps: int, staleness: int) -> dict
             sampler.publish(0)
             for step in range(WARM_UP + steps):
                 started = time.perf_counter()
-                groups = sampler.sample(asked, GROUP_SIZE, sampling, step)
+                sampler.prepare(asked, GROUP_SIZE, sampling, step)
                 sampler.prepare(asked, GROUP_SIZE, sampling, step + 1)
+                groups = sampler.sample(asked, GROUP_SIZE, sampling, step)
                 report = sampler.report()
                 time.sleep(train)
                 sampler.publish(step + 1)

@@ -159,9 +159,10 @@ class Pool:
         while member.live and member.open and member.version is not None and member.queue:
             if member.flights and (member.takes_batches or len(member.flights) >= self.nodes.max_in_flight):
                 return
-            batch = next((one for one, _ in member.queue if one.floor <= member.version), None)
-            if batch is None:
+            ready = [one for one, _ in member.queue if one.floor <= member.version]
+            if not ready:
                 return
+            batch = min(ready, key=lambda one: one.number)  # what is wanted first, however late it came back
             places = sorted(place for one, place in member.queue if one is batch)
             if not member.takes_batches:
                 places = places[:1]

@@ -59,7 +59,10 @@ class ClusterSampler:
         self._sent: int | None = None
         self._jump = 1
         self._publications = 0
-        self._prepared: tuple[Asked, Batch] | None = None
+        self._prepared: list[tuple[Asked, Batch]] = []
+        """In the order in which they are going to be sampled."""
+        self._sampled = False
+        """Since the policy last changed."""
         self._requeued = 0
         self._requeued_before = 0
         self._waited = 0.0
@@ -80,6 +83,7 @@ class ClusterSampler:
 
         With ``publish_every`` above 1 some versions stay here. Raises `UserError` for a snapshot that cannot be sent.
         """
+        self._sampled = False
         if policy_version == self._version:
             return
         if self._version is not None and policy_version > self._version:
@@ -98,13 +102,16 @@ class ClusterSampler:
         self._loop.call_soon_threadsafe(pool.publish, snapshot)
 
     def prepare(self, examples: Sequence[Example], group_size: int, sampling: Sampling, seed: int) -> None:
-        """Begin on the next `sample`, as soon as the workers have a version that will not be too old for it."""
+        """Begin on a later `sample`, as soon as the workers have a version that will not be too old for it; see
+        `TrainingSampler`.
+        """
         asked = _asked(examples, group_size, sampling, seed)
-        self._discard()
-        if examples:
-            # By then the policy will have moved on by as much as it did the last time.
-            floor = self._policy_version() + self._jump - self.nodes.max_staleness
-            self._prepared = asked, self._do(self._submitted(asked, floor))
+        if not examples or any(one == asked for one, _ in self._prepared):
+            return
+        # Each sample before it is followed by an update, and that by as much as the last one.
+        ahead = self._jump * (self._sampled + len(self._prepared))
+        floor = self._policy_version() + ahead - self.nodes.max_staleness
+        self._prepared.append((asked, self._do(self._submitted(asked, floor))))
 
     def sample(
         self, examples: Sequence[Example], group_size: int, sampling: Sampling, seed: int
@@ -116,18 +123,21 @@ class ClusterSampler:
         floor = self._policy_version() - self.nodes.max_staleness
         if not examples:
             return []
-        if self._prepared is not None and self._prepared[0] == asked:
-            batch = self._prepared[1]
-            self._prepared = None
-        else:
-            self._discard()
+        place = next((place for place, (one, _) in enumerate(self._prepared) if one == asked), None)
+        passed_over = self._prepared[:place]
+        batch = None if place is None else self._prepared[place][1]
+        self._prepared = [] if place is None else self._prepared[place + 1 :]
+        for _, unwanted in passed_over:
+            self._do(self._discarded(unwanted))
+        if batch is None:
             batch = self._do(self._submitted(asked, floor))
+        self._sampled = True
         delivered = self._do(pool.wait(batch, floor))
         self._waited = time.perf_counter() - started
         # Counted from one sample to the next, so that what failed ahead of it is told too.
         self._requeued = pool.totals.requeued - self._requeued_before
         self._requeued_before = pool.totals.requeued
-        assert pool.totals.lost == 0, "groups were asked for and neither delivered nor discarded"
+        assert pool.totals.lost == self._ahead(), "groups were asked for and neither delivered nor discarded"
         return [
             Group(example, self._completions(one, frozenset(self._canary.stop_ids)))
             for example, one in zip(examples, delivered, strict=True)
@@ -143,7 +153,7 @@ class ClusterSampler:
             "cluster/bytes_sent": float(pool.publisher.bytes_sent),
         }
         # What is asked ahead is open, and not lost.
-        metrics["cluster/lost"] -= len(self._prepared[0][0]) if self._prepared else 0
+        metrics["cluster/lost"] -= self._ahead()
         for member in pool.members:
             metrics |= member.metrics()
         return metrics
@@ -158,7 +168,7 @@ class ClusterSampler:
             return
         try:
             if self._pool is not None:
-                self._prepared = None
+                self._prepared = []
                 self._do(self._pool.close())
         finally:
             self._pool = None
@@ -187,10 +197,9 @@ class ClusterSampler:
             for one in delivered.group.completions
         )
 
-    def _discard(self) -> None:
-        if self._prepared is not None:
-            batch, self._prepared = self._prepared[1], None
-            self._do(self._discarded(batch))
+    def _ahead(self) -> int:
+        """Groups that are asked for and not waited for yet."""
+        return sum(len(prompts) for (prompts, *_), _ in self._prepared)
 
     def _policy_version(self) -> int:
         if self._version is None:

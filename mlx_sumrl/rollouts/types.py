@@ -93,7 +93,12 @@ class TrainingSampler(Sampler, Protocol):
         ...
 
     def prepare(self, examples: Sequence[Example], group_size: int, sampling: Sampling, seed: int) -> None:
-        """The next call of `sample` will be this one: begin on it where that can be done beside the training."""
+        """A later call of `sample` will be this one: begin on it where that can be done beside the training.
+
+        Calls come in the order in which they were prepared, one for each change of the policy; what is passed over
+        is given up, and what is prepared already is left as it is. Preparing a step before the one before it is
+        sampled leaves no machine without work between the two.
+        """
         ...
 
     def report(self) -> Mapping[str, float]:

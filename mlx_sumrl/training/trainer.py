@@ -114,10 +114,11 @@ class Trainer:
 
         def step() -> Metrics:
             started = time.perf_counter()
-            groups = self.sampler.sample(*asked(0))
-            sampled = time.perf_counter()
+            self.sampler.prepare(*asked(0))  # it is begun already, but for a stage's first
             if self.state.phase_step + 1 < stage.steps:
                 self.sampler.prepare(*asked(1))
+            groups = self.sampler.sample(*asked(0))
+            sampled = time.perf_counter()
             scores = rewards.score(groups)
             advantages = group_advantages(scores.weighted_PGR, scores.weights_R, options)
             metrics = rollout_metrics(groups, scores, advantages, self.state.policy_version, config.length)
@@ -134,8 +135,7 @@ class Trainer:
                 metrics |= self._update(gradient, rate)
                 if gradient.sums:
                     metrics |= token_means(gradient.sums)
-            if self.state.policy_version > version:
-                self.sampler.publish(self.state.policy_version)
+            self.sampler.publish(self.state.policy_version)
             if broken:
                 metrics["loss"] = math.nan
             metrics |= {"time/rollout": sampled - started, "time/train": time.perf_counter() - trained}

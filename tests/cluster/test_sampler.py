@@ -119,6 +119,42 @@ def test_what_is_prepared_is_sampled_beside_and_taken_once(tmp_path: Path) -> No
         check_account(sampler, 5)
 
 
+def test_two_steps_ahead_are_sampled_in_their_order(tmp_path: Path) -> None:
+    """A worker goes from one step to the next without a word from the trainer in between."""
+    with cluster(tmp_path, Behaviour()) as (sampler, simulated):
+        worker = simulated.workers[0]
+        first, second = examples(3), examples(4, first=10)
+        sampler.publish(0)
+        for asked in (first, second, first):  # told of again, which changes nothing
+            sampler.prepare(asked, 2, SAMPLING, seed=1)
+        until(lambda: len(worker.requests) == 7 and worker.running == 0)
+        assert [one.prompts[0] for one in worker.requests] == [one.prompt_ids for one in (*first, *second)]
+        check_groups(sampler.sample(first, 2, SAMPLING, seed=1), first, 2)
+        assert sampler.report()["cluster/lost"] == 0  # what is still ahead is not lost
+        sampler.publish(1)
+        groups = sampler.sample(second, 2, SAMPLING, seed=1)
+        check_groups(groups, second, 2)
+        assert {group.policy_version for group in groups} == {0}
+        assert len(worker.requests) == 7
+        check_account(sampler, 7)
+
+
+@pytest.mark.parametrize("staleness", [0, 1, 2])
+def test_two_steps_ahead_are_no_staler_than_asked_for(tmp_path: Path, staleness: int) -> None:
+    """The loop of the trainer: what is prepared before the sample before it waits for a version that will do."""
+    with cluster(tmp_path, Behaviour(), Behaviour(), max_staleness=staleness) as (sampler, _):
+        sampler.publish(0)
+        for step in range(6):
+            for ahead in (0, 1):
+                sampler.prepare(examples(4, first=10 * (step + ahead)), 2, SAMPLING, seed=step + ahead)
+            asked = examples(4, first=10 * step)
+            groups = sampler.sample(asked, 2, SAMPLING, seed=step)
+            check_groups(groups, asked, 2)
+            assert all(0 <= step - group.policy_version <= staleness for group in groups)
+            sampler.publish(step + 1)
+        assert sampler.report()["cluster/requeued"] == 0
+
+
 def test_what_was_prepared_for_nothing_is_discarded(tmp_path: Path) -> None:
     with cluster(tmp_path, Behaviour()) as (sampler, _simulated):
         sampler.publish(0)

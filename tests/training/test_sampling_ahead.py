@@ -68,15 +68,26 @@ def test_a_step_is_announced_as_it_then_comes(tmp_path: Path) -> None:
     job = Job(tmp_path, {"stages": stages(tmp_path)})
     sampler = ListeningSampler(job.policy)
     rows = job.train(sampler)
-    assert [name for name, _ in sampler.told] == [
-        *("publish", "sample", "prepare", "publish", "sample", "prepare", "publish", "sample", "publish"),
-        *("publish", "sample", "prepare", "publish", "sample", "publish"),
-    ]
+    step = ["prepare", "prepare", "sample", "publish"]
+    last = ["prepare", "sample", "publish"]
+    assert [name for name, _ in sampler.told] == ["publish", *step, *step, *last, "publish", *step, *last]
     sampled = sampler.of("sample")
-    assert sampler.of("prepare") == [sampled[1], sampled[2], sampled[4]]
+    # Each is told of twice, a step ahead and again as what comes next, but for a stage's first.
+    order = [0, 1, 1, 2, 2, 3, 4, 4]
+    assert sampler.of("prepare") == [sampled[place] for place in order]
     assert len(set(sampled)) == 5
     assert sampler.of("publish") == [0, 1, 2, 3, 3, 4, 5]
     assert [row["time/wait"] for row in rows] == [7.0] * 5
+
+
+def test_the_next_step_is_told_of_before_this_one_is_waited_for(tmp_path: Path) -> None:
+    """So that no machine is without work from one to the other."""
+    job = Job(tmp_path, {"stages": stages(tmp_path)[:1]})
+    sampler = ListeningSampler(job.policy)
+    job.train(sampler)
+    sampled = sampler.of("sample")
+    for step in (0, 1):
+        assert sampler.told.index(("prepare", sampled[step + 1])) < sampler.told.index(("sample", sampled[step]))
 
 
 def test_several_updates_are_one_publication(tmp_path: Path) -> None:

@@ -333,8 +333,9 @@ class TestNotFinite:
         rows = job.train(sampler)
         assert [row["updates/skipped"] for row in rows] == [0, 1, 1]
         assert [row["policy_version"] for row in rows] == [1, 1, 2]
-        _start, after_first, before_bad, after_third = seen
+        _start, after_first, before_bad, after_bad, after_third = seen
         assert np.array_equal(after_first, before_bad)
+        assert np.array_equal(after_first, after_bad)
         assert np.isfinite(after_third).all()
         assert not np.array_equal(after_first, after_third)
 

@@ -91,12 +91,10 @@ def work(workers: int, batches: int, groups: int, speed: float = SPEED) -> dict[
     rates, costs, shares = [], [], []
     warm_up = 1
     with tempfile.TemporaryDirectory() as scratch:
-        arguments = ("--tokens", str(TOKENS), *speeds)
+        arguments = ("--workers", str(workers), "--tokens", str(TOKENS), *speeds)
         # All workers answer health from one core here, in its turn: late is not lost.
         patient = {"connect_timeout_s": 60.0, "heartbeat_s": 30.0}
-        with simulated_cluster(
-            Path(scratch), workers, *arguments, adapter_bytes=1 << 12, **patient
-        ) as sampler:
+        with simulated_cluster(Path(scratch), arguments, adapter_bytes=1 << 12, **patient) as sampler:
             sampler.publish(0)
             for batch in range(warm_up + batches):
                 started, used = time.perf_counter(), time.process_time()

@@ -1,6 +1,6 @@
 """Does sampling hide behind training, or training behind sampling? ``python -m benchmarks.overlap [--json]``
 
-`ClusterSampler` before simulated workers (real HTTP on loopback, in a process of their own) whose requests take a set
+`ClusterSampler` before simulated workers (real HTTP on loopback, a process each) whose requests take a set
 time, and a "trainer" that sleeps for a set time and publishes a version after every step. A step should take as long
 as the longer of the two. And: workers of speeds 1, 1 and 0.25 should together deliver what they can.
 """
@@ -89,13 +89,13 @@ def _overlapped(train: float, sample: float, steps: int, staleness: int) -> dict
     asked = made_prompts(PROMPTS, PROMPT_TOKENS)
     taken, waited, old = [], [], []
     with tempfile.TemporaryDirectory() as scratch:
-        arguments = ("--latency", str(sample), "--tokens", str(TOKENS))
-        with simulated_cluster(Path(scratch), WORKERS, *arguments, max_staleness=staleness) as sampler:
+        each = ("--latency", str(sample), "--tokens", str(TOKENS))
+        with simulated_cluster(Path(scratch), *[each] * WORKERS, max_staleness=staleness) as sampler:
             sampler.publish(0)
             for step in range(WARM_UP + steps):
                 started = time.perf_counter()
-                sampler.prepare(asked, GROUP_SIZE, sampling, step)
-                sampler.prepare(asked, GROUP_SIZE, sampling, step + 1)
+                for ahead in range(sampler.ahead + 1):  # as the training loop does
+                    sampler.prepare(asked, GROUP_SIZE, sampling, step + ahead)
                 groups = sampler.sample(asked, GROUP_SIZE, sampling, step)
                 report = sampler.report()
                 time.sleep(train)
@@ -119,8 +119,8 @@ def _unequal(batches: int) -> dict[str, Any]:
     asked = made_prompts(UNEQUAL_PROMPTS, PROMPT_TOKENS)
     rates = []
     with tempfile.TemporaryDirectory() as scratch:
-        arguments = ("--speeds", *map(str, SPEEDS), "--tokens", str(TOKENS))
-        with simulated_cluster(Path(scratch), len(SPEEDS), *arguments) as sampler:
+        each = [("--speeds", str(speed), "--tokens", str(TOKENS)) for speed in SPEEDS]
+        with simulated_cluster(Path(scratch), *each) as sampler:
             sampler.publish(0)
             for batch in range(WARM_UP + batches):
                 started = time.perf_counter()

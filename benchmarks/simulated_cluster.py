@@ -1,4 +1,4 @@
-"""Simulated workers in a process of their own, and the simulated policy that is published to them.
+"""Simulated workers in processes of their own, and the simulated policy that is published to them.
 
 What a cluster benchmark stands on: real HTTP on loopback, nothing sampled, so that what is measured is the layer
 between the training loop and the workers.
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,29 +29,19 @@ ADAPTER_BYTES = 1 << 20
 
 @contextmanager
 def simulated_cluster(
-    scratch: Path, workers: int, *arguments: str, adapter_bytes: int = ADAPTER_BYTES, **options: Any
+    scratch: Path, *processes: Sequence[str], adapter_bytes: int = ADAPTER_BYTES, **options: Any
 ) -> Iterator[ClusterSampler]:
-    """A sampler before so many workers. ``arguments`` are those of `benchmarks.simulated_worker`."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.simulated_worker", "--workers", str(workers), *arguments],
-        cwd=Path(__file__).parent.parent,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        urls = process.stdout.readline().split()
-        if len(urls) != workers:
-            raise UserError(f"{workers} simulated workers did not start; see what they said above")
+    """A sampler before simulated workers: for each process the arguments of `benchmarks.simulated_worker`."""
+    with ExitStack() as stack:
+        started = [stack.enter_context(_process(arguments)) for arguments in processes]
+        urls = [url for one in started for url in one]
         nodes = NodesConfig.model_validate({"workers": urls, **options})
 
         def snapshot(version: int) -> Snapshot:
             folder = scratch / f"v{version}"
             folder.mkdir()
             weights = STARTED_WITH + 0.25 * version
-            (folder / WEIGHTS).write_text(f"{weights} ".ljust(adapter_bytes, "0"))
+            (folder / WEIGHTS).write_bytes(f"{weights} ".encode().ljust(adapter_bytes, b"0"))
             return Snapshot(version, "adapter", folder, (logprob_of(weights),) * (len(CANARY) - 1))
 
         with ClusterSampler(
@@ -64,6 +54,24 @@ def simulated_cluster(
             model=FINGERPRINT,
         ) as sampler:
             yield sampler
+
+
+@contextmanager
+def _process(arguments: Sequence[str]) -> Iterator[list[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.simulated_worker", *arguments],
+        cwd=Path(__file__).parent.parent,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        urls = process.stdout.readline().split()
+        if not urls:
+            raise UserError("the simulated workers did not start; see what they said above")
+        yield urls
     finally:
         process.stdin.close()
         process.wait(10)

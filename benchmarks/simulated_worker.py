@@ -22,6 +22,8 @@ from typing import Any, Literal, Self, TypeVar
 
 from benchmarks.simulated_faults import STOP, Fault, spoiled
 from benchmarks.small_http import Answer, HttpServer, Request
+from cluster.anteroom import Anteroom
+from cluster.gate import AbortedError, Gate
 from cluster.wire import (
     API,
     Activated,
@@ -101,6 +103,8 @@ class SimulatedWorker:
         self.running = 0
         self.most_running = 0
         self.most_running_at_activation = 0
+        self.early = 0
+        """Requests that came before their version was active."""
         self.cut_off_after: int | None = None
         """Close the connection after so many bodies of weight files, once."""
         self.receive_gate = asyncio.Event()
@@ -109,6 +113,9 @@ class SimulatedWorker:
         self.receiving = 0
         self.manifests: dict[int, Manifest] = {}
         self._files: dict[int, dict[str, bytes]] = {}
+        self._gate = Gate()
+        self._switching = asyncio.Lock()
+        self._anteroom = Anteroom(lambda: self.version)
         self._turn = asyncio.Lock()
         self._free_at = 0.0
 
@@ -208,22 +215,41 @@ class SimulatedWorker:
     async def _activate(self, request: ActivateRequest) -> Answer:
         if request.version not in self.weights:
             return _problem(404, f"version {request.version} is not here")
-        self.most_running_at_activation = max(self.most_running_at_activation, self.running)
-        if self.behaviour.activate_s:
-            self.state = "activating"
-            try:
-                await asyncio.sleep(self.behaviour.activate_s)
-            finally:
-                self.state = "ready"
-        self.version = request.version
-        self.activations.append(request.version)
-        return _ok(Activated(version=self.version, seconds=0.0, aborted=0))
+        async with self._switching:
+            await self._anteroom.all_have_come(request.after)
+            with self._anteroom.activating(request.version):
+                return await self._switched(request)
+
+    async def _switched(self, request: ActivateRequest) -> Answer:
+        async with self._gate.closed(request.abort_after_s) as aborted:
+            self.most_running_at_activation = max(self.most_running_at_activation, self.running)
+            if self.behaviour.activate_s:
+                self.state = "activating"
+                try:
+                    await asyncio.sleep(self.behaviour.activate_s)
+                finally:
+                    self.state = "ready"
+            self.version = request.version
+            self.activations.append(request.version)
+        return _ok(Activated(version=self.version, seconds=0.0, aborted=aborted))
 
     async def _generate(self, request: GenerateRequest) -> Answer:
         self.requests.append(request)
+        self._anteroom.has_come(request.request_id)
         fault = self.behaviour.faults.popleft() if self.behaviour.faults else None
+        version = request.policy_version
+        if version is not None and version > self.version and version in self.weights:
+            self.early += 1
+            await self._anteroom.ready_for(version)
+        try:
+            async with self._gate.passage():
+                return await self._sampled(request, fault)
+        except AbortedError:
+            return _problem(409, "cut off")
+
+    async def _sampled(self, request: GenerateRequest, fault: Fault | None) -> Answer:
         if request.policy_version not in (None, self.version):
-            return _problem(409, f"version {self.version} is active")
+            return _problem(409, f"version {self.version} is active, not {request.policy_version}")
         self.running += 1
         self.most_running = max(self.most_running, self.running)
         begun = asyncio.get_running_loop().time()

@@ -45,12 +45,16 @@ class Batch:
 class Flight:
     """One request under way."""
 
+    name: str
+    """No other request of this run, or of another, is called so."""
     member: Member
     batch: Batch
     places: tuple[int, ...]
     tokens: float
     """Expected."""
     version: int
+    trust: asyncio.Event
+    """Of the member in that version."""
     started: float
     due: float
     task: asyncio.Task[None] | None = None
@@ -86,9 +90,8 @@ class Member:
     """There is something to do for whoever tends it."""
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     """Nothing is asked of it."""
-
-    trusted: asyncio.Event = field(default_factory=asyncio.Event)
-    """Its version passed the canary; until then nothing that it samples is taken."""
+    trust: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when its version passed the canary; until then nothing that it samples under it is taken."""
 
     def __post_init__(self) -> None:
         self.idle.set()
@@ -103,6 +106,19 @@ class Member:
         """Its engine samples all prompts of a request as one batch."""
         return self.info is not None and self.info.features.batch
 
+    @property
+    def asked_now(self) -> int:
+        """Requests under way for the version that it is at, or about to be."""
+        return sum(one.version == self.version for one in self.flights)
+
+    def due_in(self, now: float) -> float:
+        """Seconds until all that is asked of it should be here."""
+        return max((one.due - now for one in self.flights), default=0.0)
+
+    def at(self, version: int) -> None:
+        """It is at this version from now on, which has not passed the canary."""
+        self.version, self.trust = version, asyncio.Event()
+
     def close_gate(self, now: float) -> None:
         """Ask nothing new of it."""
         if self.open:
@@ -111,7 +127,7 @@ class Member:
     def lost(self, now: float) -> None:
         """It is not there until it has been admitted again."""
         self.close_gate(now)
-        self.trusted.clear()
+        self.trust = asyncio.Event()
         self.live, self.version, self.suspect = False, None, False
 
     def metrics(self) -> dict[str, float]:

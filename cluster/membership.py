@@ -19,6 +19,9 @@ from cluster.wire import ModelFingerprint
 from cluster.worker_client import MisfitError, WorkerError
 
 log = logging.getLogger(__name__)
+AHEAD_S = 0.25
+"""A worker is told of the next version so long before it should be done with what it was asked under the last one:
+longer than messages take, and short enough that what it is asked then is not kept from one who is done earlier."""
 EVICTED = "; it failed too often in a row"
 
 
@@ -168,18 +171,28 @@ class Membership:
         assert member.info is not None
         await self.publisher.send(member.client, publication, bases, idle=idle)
         member.close_gate(self._now())
-        with suppress(TimeoutError):  # what takes longer is cut off by the worker
-            async with asyncio.timeout(self.nodes.abort_after_s):
-                await member.idle.wait()
-        known = member.trusted.is_set()
-        member.trusted.clear()
-        await member.client.activate(publication.version)
-        member.version = publication.version
-        if known:
-            # It was right before: let it sample while it is asked for the canary, and take nothing until it passes.
-            self._open(member)
+        await self._nearly_idle(member)
+        known = member.trust.is_set()
+        # It was right before: let it sample while it is asked for the canary, and take nothing until it passes. Ask
+        # right behind the activation, or an engine that has to be started anew would hold what others could do.
+        ahead = known and not _restarts(member, publication)
+        before = [one.name for one in member.flights]
+        activating = asyncio.create_task(member.client.activate(publication.version, before))
+        try:
+            if ahead:
+                await asyncio.sleep(0)  # it is on its way
+                member.at(publication.version)
+                self._open(member)
+            await activating
+        finally:
+            activating.cancel()
+            await asyncio.gather(activating, return_exceptions=True)
+        if not ahead:
+            member.at(publication.version)
+            if known:
+                self._open(member)
         await self.publisher.check(member.client, member.info.features, publication)
-        member.trusted.set()
+        member.trust.set()
         # Only full weights have deltas, and only the newest can be the base of one.
         member.verified = {publication.version}
         member.misfits = 0
@@ -187,6 +200,18 @@ class Membership:
             member.in_a_row = 0 if member.in_a_row >= self.nodes.evict_after else member.in_a_row
             member.suspect = False
             self._open(member)
+
+    async def _nearly_idle(self, member: Member) -> None:
+        """Returns when it has nothing to do, or soon will have; or when that takes too long to wait for: the worker
+        lets what runs end, or cuts it off."""
+        patience = self._now() + self.nodes.abort_after_s
+        while member.flights:
+            left = min(member.due_in(self._now()) - AHEAD_S, patience - self._now())
+            if left <= 0:
+                return
+            with suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await member.idle.wait()
 
     async def _while_healthy(self, member: Member, work: Coroutine[Any, Any, None]) -> None:
         """Do this, but not for longer than the worker answers at all: a cut line must not cost a long time-out.
@@ -239,3 +264,9 @@ class Membership:
     @staticmethod
     def _now() -> float:
         return asyncio.get_running_loop().time()
+
+
+def _restarts(member: Member, publication: Publication) -> bool:
+    """Whether its engine is started anew for this version."""
+    assert member.info is not None
+    return publication.snapshot.kind == "full" and member.info.features.full_weights == "restart"

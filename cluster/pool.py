@@ -116,10 +116,10 @@ class Pool:
         """End everything under way and close all connections."""
         if self._tick is not None:
             self._tick.cancel()
-        await self.membership.close()
         tasks = [one.task for member in self.members for one in member.flights if one.task is not None]
         for batch in list(self._batches):
             self.discard(batch)
+        await self.membership.close()
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*(member.client.close() for member in self.members))
         await self.publisher.close()
@@ -157,7 +157,10 @@ class Pool:
     def _ask(self, member: Member) -> None:
         """As much of what is planned for it as it takes at once."""
         while member.live and member.open and member.version is not None and member.queue:
-            if member.flights and (member.takes_batches or len(member.flights) >= self.nodes.max_in_flight):
+            asked = (
+                member.asked_now
+            )  # what still runs under the version before ends first, by the worker's gate
+            if asked and (member.takes_batches or asked >= self.nodes.max_in_flight):
                 return
             ready = [one for one, _ in member.queue if one.floor <= member.version]
             if not ready:
@@ -175,7 +178,9 @@ class Pool:
         (speed,) = self._speeds([member])
         due = member.throughput.asked(now, tokens, speed)
         assert member.version is not None
-        flight = Flight(member, batch, places, tokens, member.version, now, due)
+        self._requests += 1
+        name = f"{self._run}-{batch.number}-{self._requests}"
+        flight = Flight(name, member, batch, places, tokens, member.version, member.trust, now, due)
         member.flights.add(flight)
         member.idle.clear()
         for place in places:
@@ -184,10 +189,9 @@ class Pool:
 
     async def _fly(self, flight: Flight) -> None:
         batch, places = flight.batch, flight.places
-        self._requests += 1
         whole = places == tuple(range(len(batch.prompts)))
         request = GenerateRequest(
-            request_id=f"{self._run}-{batch.number}-{self._requests}",
+            request_id=flight.name,
             prompts=tuple(batch.prompts[place] for place in places),
             group_size=batch.group_size,
             draw=batch.draw,
@@ -198,7 +202,7 @@ class Pool:
         )
         try:
             reply = await flight.member.client.generate(request)
-            await flight.member.trusted.wait()  # without it, whoever tends the member withdraws this request
+            await flight.trust.wait()  # without it, whoever tends the member withdraws this request
         except WorkerError as error:
             self._failed(flight, error)
         else:
@@ -311,7 +315,7 @@ class Pool:
         self._start_ticking()
         self._hand_out(())
         for member in self.members:
-            if member.open and not member.flights:
+            if not member.flights:
                 self._share_out(member)
         for batch in self._batches:
             if batch.done is not None and not batch.done.done() and (sentence := self._out_of_time(batch)):
@@ -319,6 +323,8 @@ class Pool:
 
     def _share_out(self, member: Member) -> None:
         """Give a member with nothing to do some of what others have not begun, or a copy of what is slow there."""
+        if not member.open:
+            return
         now = self._now()
         for batch in self._batches:
             tokens = self._tokens(batch)

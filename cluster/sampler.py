@@ -10,6 +10,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import asdict
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -59,7 +60,7 @@ class ClusterSampler:
         self._sent: int | None = None
         self._jump = 1
         self._publications = 0
-        self._prepared: list[tuple[Asked, Batch]] = []
+        self._prepared: list[tuple[Asked, Future[Batch]]] = []
         """In the order in which they are going to be sampled."""
         self._sampled = False
         """Since the policy last changed."""
@@ -77,6 +78,12 @@ class ClusterSampler:
         except BaseException:
             self.close()
             raise
+
+    @property
+    def ahead(self) -> int:
+        """As many steps as a version may be old when it is trained on; without staleness the next one is told of, so
+        that it begins with the version that it waits for."""
+        return max(self.nodes.max_staleness, 1)
 
     def publish(self, policy_version: int) -> None:
         """Bring the policy as it is now to the workers, beside the training; see `TrainingSampler`.
@@ -103,7 +110,7 @@ class ClusterSampler:
 
     def prepare(self, examples: Sequence[Example], group_size: int, sampling: Sampling, seed: int) -> None:
         """Begin on a later `sample`, as soon as the workers have a version that will not be too old for it; see
-        `TrainingSampler`.
+        `TrainingSampler`. What is wrong with it is raised by that `sample`.
         """
         asked = _asked(examples, group_size, sampling, seed)
         if not examples or any(one == asked for one, _ in self._prepared):
@@ -111,7 +118,8 @@ class ClusterSampler:
         # Each sample before it is followed by an update, and that by as much as the last one.
         ahead = self._jump * (self._sampled + len(self._prepared))
         floor = self._policy_version() + ahead - self.nodes.max_staleness
-        self._prepared.append((asked, self._do(self._submitted(asked, floor))))
+        submitted = asyncio.run_coroutine_threadsafe(self._submitted(asked, floor), self._loop)
+        self._prepared.append((asked, submitted))
 
     def sample(
         self, examples: Sequence[Example], group_size: int, sampling: Sampling, seed: int
@@ -125,12 +133,11 @@ class ClusterSampler:
             return []
         place = next((place for place, (one, _) in enumerate(self._prepared) if one == asked), None)
         passed_over = self._prepared[:place]
-        batch = None if place is None else self._prepared[place][1]
+        begun = None if place is None else self._prepared[place][1]
         self._prepared = [] if place is None else self._prepared[place + 1 :]
         for _, unwanted in passed_over:
-            self._do(self._discarded(unwanted))
-        if batch is None:
-            batch = self._do(self._submitted(asked, floor))
+            self._do(self._discarded(unwanted.result()))
+        batch = begun.result() if begun else self._do(self._submitted(asked, floor))
         self._sampled = True
         delivered = self._do(pool.wait(batch, floor))
         self._waited = time.perf_counter() - started

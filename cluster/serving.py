@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from cluster.anteroom import Anteroom
 from cluster.engines.base import EngineClient, EngineError, check_room
 from cluster.gate import AbortedError, Gate
 from cluster.refusal import engine_down, not_now, not_valid
@@ -45,6 +46,7 @@ class Serving:
         self.supervision = supervision
         self.store = store
         self.gate = Gate()
+        self.anteroom = Anteroom(lambda: supervision.active.version)
         self.tokens_sampled = 0
         self._model = model
         self._previous: Weights = BASE
@@ -53,6 +55,7 @@ class Serving:
 
     async def generate(self, request: GenerateRequest) -> GenerateReply:
         """Runs in a task of its own; see `Gate.passage`. Raises `Refusal`."""
+        self.anteroom.has_come(request.request_id)
 
         async def ask(client: EngineClient) -> GenerateReply:
             assert self.supervision.probe is not None
@@ -100,10 +103,12 @@ class Serving:
                 return Activated(version=weights.version, seconds=time.monotonic() - began, aborted=0)
             supervision.enter("activating")
             try:
-                async with self.gate.closed(request.abort_after_s) as aborted:
-                    before = supervision.active
-                    await supervision.switch(weights)
-                    self._previous = before
+                await self.anteroom.all_have_come(request.after)
+                with self.anteroom.activating(weights.version):
+                    async with self.gate.closed(request.abort_after_s) as aborted:
+                        before = supervision.active
+                        await supervision.switch(weights)
+                        self._previous = before
             finally:
                 if supervision.state == "activating":
                     supervision.settle()
@@ -144,13 +149,18 @@ class Serving:
         self._forget_old()
         tokens = sum(count for _, count in self._sampled)
         return Load(
-            running=self.gate.running, waiting=self.gate.waiting, tokens_per_second=tokens / SPEED_OVER_S
+            running=self.gate.running,
+            waiting=self.gate.waiting + self.anteroom.waiting,
+            tokens_per_second=tokens / SPEED_OVER_S,
         )
 
     async def _answered(
         self, version: int | None, ask: Callable[[EngineClient], Awaitable[Answer]]
     ) -> Answer:
         """``ask`` one engine process, between two changes of weights."""
+        active = self.supervision.active.version
+        if version is not None and version > active and version in self.store.holds():
+            await self.anteroom.ready_for(version)
         try:
             async with self.gate.passage():
                 client = self.supervision.client()

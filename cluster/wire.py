@@ -42,6 +42,7 @@ WeightKind = Literal["adapter", "full", "delta"]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}(\.[A-Za-z0-9_-]{1,20}){1,3}$")]
 """A plain name with an ending: no separator, no leading dot, so it can name nothing outside of its folder."""
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+RequestId = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,80}$")]
 TokenId = Annotated[int, Field(ge=0, lt=MAX_TOKEN)]
 Version = Annotated[int, Field(ge=0, lt=1 << 53)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -143,7 +144,7 @@ class Draw(Message):
 class GenerateRequest(Message):
     """Prompts, each to be answered ``group_size`` times."""
 
-    request_id: str = Field(pattern=r"^[A-Za-z0-9._-]{1,80}$")
+    request_id: RequestId
     prompts: tuple[Annotated[tuple[TokenId, ...], Field(min_length=1, max_length=MAX_PROMPT_TOKENS)], ...] = (
         Field(min_length=1, max_length=MAX_PROMPTS)
     )
@@ -154,7 +155,7 @@ class GenerateRequest(Message):
     stop_ids: tuple[TokenId, ...] = Field(max_length=64)
     """Any of these ends a completion, and no other does."""
     policy_version: Version | None = None
-    """Refused with 409 where another is active; None takes what there is."""
+    """Held while it is being activated, refused with 409 where another is active; None takes what there is."""
 
 
 class CompletionReply(Message):
@@ -238,6 +239,8 @@ class ActivateRequest(Message):
     version: Version
     abort_after_s: Finite = Field(default=120.0, ge=0)
     """New requests are held; running ones may take this long before they are aborted."""
+    after: tuple[RequestId, ...] = Field(default=(), max_length=MAX_PROMPTS)
+    """Requests that were sent before this, on other connections, and are to be answered before it."""
 
 
 class Activated(Message):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,6 +20,7 @@ from cluster.nodes import NodesConfig, WorkerNode, token_of
 from cluster.replies import complaint_about, complaint_about_score
 from cluster.wire import (
     API,
+    MAX_PROMPTS,
     PREFIX,
     Activated,
     ActivateRequest,
@@ -159,10 +160,12 @@ class WorkerClient:
         path, limit = f"/weights/{version}/complete", self.nodes.transfer_timeout_s
         return self._of(version, await self._ask("POST", path, Stored, limit))
 
-    async def activate(self, version: int) -> Activated:
-        """Sample from this version; returns when it does."""
+    async def activate(self, version: int, after: Sequence[str] = ()) -> Activated:
+        """Sample from this version; returns when it does. Requests ``after`` are answered before."""
         seconds = self.nodes.abort_after_s + self.nodes.activate_timeout_s
-        request = ActivateRequest(version=version, abort_after_s=self.nodes.abort_after_s)
+        request = ActivateRequest(
+            version=version, abort_after_s=self.nodes.abort_after_s, after=tuple(after)[-MAX_PROMPTS:]
+        )
         reply = await self._ask("POST", "/activate", Activated, seconds, request)
         if reply.version != version:
             raise NonsenseError(f"it activated version {reply.version}, not {version}")

@@ -111,12 +111,17 @@ class LocalSampler:
         self.policy_version = 0
         """Stamped on every completion."""
 
+    @property
+    def ahead(self) -> int:
+        """None: the policy is still being trained, and so is this process."""
+        return 0
+
     def publish(self, policy_version: int) -> None:
         """The policy is this process's own, so only the stamp changes."""
         self.policy_version = policy_version
 
     def prepare(self, examples: Sequence[Example], group_size: int, sampling: Sampling, seed: int) -> None:
-        """Nothing: the policy is still being trained, and so is this process."""
+        """Nothing; see `ahead`."""
 
     def report(self) -> Mapping[str, float]:
         """Nothing is waited for and nothing asked twice."""

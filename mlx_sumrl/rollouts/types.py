@@ -85,6 +85,11 @@ class Sampler(Protocol):
 class TrainingSampler(Sampler, Protocol):
     """A sampler that follows the policy as it is trained."""
 
+    @property
+    def ahead(self) -> int:
+        """Steps after the one being sampled that are worth preparing; 0 where nothing is sampled ahead."""
+        ...
+
     def publish(self, policy_version: int) -> None:
         """Sample from the policy as it is now, and stamp completions with this version.
 

@@ -107,16 +107,16 @@ class Trainer:
         self.sampler.publish(self.state.policy_version)
 
         def asked(ahead: int) -> tuple[list[Example], int, Sampling, int]:
-            """What this step samples, or the one after it."""
+            """What this step samples, or the one so many after it."""
             batch = self._batch(examples, options.prompts_per_step, ahead)
             seed = derived_seed(config.seed, "rollouts", self.state.step + ahead)
             return batch, options.group_size, sampling, seed
 
         def step() -> Metrics:
             started = time.perf_counter()
-            self.sampler.prepare(*asked(0))  # it is begun already, but for a stage's first
-            if self.state.phase_step + 1 < stage.steps:
-                self.sampler.prepare(*asked(1))
+            if self.sampler.ahead:  # most of it is begun already
+                for ahead in range(min(self.sampler.ahead + 1, stage.steps - self.state.phase_step)):
+                    self.sampler.prepare(*asked(ahead))
             groups = self.sampler.sample(*asked(0))
             sampled = time.perf_counter()
             scores = rewards.score(groups)
@@ -129,7 +129,7 @@ class Trainer:
                 # A policy of NaN draws one token for ever: no advantages, so no gradient would tell.
                 self.guard.skipped()
                 rows = []
-            trained, version = time.perf_counter(), self.state.policy_version
+            trained = time.perf_counter()
             for _ in range(options.updates_per_rollout):
                 gradient = grpo_gradient(self.policy, rows, options, config.sampling)
                 metrics |= self._update(gradient, rate)

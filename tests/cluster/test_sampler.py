@@ -155,6 +155,30 @@ def test_two_steps_ahead_are_no_staler_than_asked_for(tmp_path: Path, staleness:
         assert sampler.report()["cluster/requeued"] == 0
 
 
+@pytest.mark.parametrize("activate_s", [0.0, 0.1])
+@pytest.mark.parametrize("batch", [False, True])
+def test_the_next_version_is_asked_of_a_worker_before_it_has_it(
+    tmp_path: Path, batch: bool, activate_s: float
+) -> None:
+    """Its engine goes from one version to the next without a word in between; nothing is refused or asked twice."""
+    behaviours = [Behaviour(latency_s=0.1, activate_s=activate_s, batch=batch) for _ in range(2)]
+    with cluster(tmp_path, *behaviours, hedge=False) as (sampler, simulated):
+        sampler.publish(0)
+        for step in range(5):
+            for ahead in range(sampler.ahead + 1):
+                sampler.prepare(examples(6, first=10 * (step + ahead)), 2, SAMPLING, seed=step + ahead)
+            asked = examples(6, first=10 * step)
+            groups = sampler.sample(asked, 2, SAMPLING, seed=step)
+            check_groups(groups, asked, 2)
+            sampler.publish(step + 1)
+        report = sampler.report()
+        assert (
+            report["cluster/requeued"] == report["cluster/w0/failures"] == report["cluster/w1/failures"] == 0
+        )
+        assert [worker.most_running_at_activation for worker in simulated.workers] == [0, 0]
+        assert sum(worker.early for worker in simulated.workers) > 0
+
+
 def test_what_was_prepared_for_nothing_is_discarded(tmp_path: Path) -> None:
     with cluster(tmp_path, Behaviour()) as (sampler, _simulated):
         sampler.publish(0)

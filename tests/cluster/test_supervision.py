@@ -175,6 +175,40 @@ def test_an_activation_waits_for_running_requests_and_holds_new_ones(simulated: 
     assert held == [(51, 2.0)]
 
 
+def test_what_comes_before_its_version_is_held_for_it(simulated: Simulation) -> None:
+    """The trainer asks for the next version's groups right behind its activation: they may overtake it."""
+    worker = simulated.worker
+    worker.publish(52, adapter_files(1.0))
+    early: list[httpx.Response] = []
+    asking = threading.Thread(target=lambda: early.append(worker.generate([5, 6], policy_version=52)))
+    asking.start()
+    until(lambda: worker.get("/info")["load"]["waiting"] == 1, "the early request")
+    assert worker.activate(52).json()["aborted"] == 0
+    asking.join()
+    assert early[0].json()["policy_version"] == 52
+    # Nobody activates this one: it is refused soon.
+    worker.publish(53, adapter_files(3.0))
+    assert worker.generate([5, 6], policy_version=53).status_code == 409
+
+
+def test_an_activation_waits_for_what_was_sent_before_it(simulated: Simulation) -> None:
+    """A request for the version that goes, overtaken by the activation of the next one."""
+    worker = simulated.worker
+    worker.publish(54, adapter_files(1.0))
+    activated: list[httpx.Response] = []
+    order = {"version": 54, "after": ["late"]}
+    activating = threading.Thread(target=lambda: activated.append(worker.post("/activate", order)))
+    activating.start()
+    worker.wait_for("activating")
+    late = worker.generate([5, 6], policy_version=0, request_id="late")
+    activating.join()
+    assert late.json()["policy_version"] == 0
+    assert activated[0].json()["version"] == 54
+    # One that never comes holds nothing up for long.
+    assert worker.post("/activate", {"version": 0, "after": ["never"]}).status_code == 200
+    assert worker.sampled() == (0, 1.0)
+
+
 def test_an_activation_cuts_off_what_takes_too_long(simulated: Simulation) -> None:
     worker = simulated.worker
     worker.publish(61, adapter_files(1.0))

@@ -37,6 +37,10 @@ class ListeningSampler(LocalSampler):
             raise NoSamplerError("nobody answers")
         return super().sample(examples, group_size, sampling, seed)
 
+    @property
+    def ahead(self) -> int:
+        return 1
+
     def prepare(self, examples: Sequence[Example], group_size: int, sampling: Sampling, seed: int) -> None:
         self.told.append(("prepare", self.asked(examples, group_size, sampling, seed)))
 
@@ -87,7 +91,9 @@ def test_the_next_step_is_told_of_before_this_one_is_waited_for(tmp_path: Path) 
     job.train(sampler)
     sampled = sampler.of("sample")
     for step in (0, 1):
-        assert sampler.told.index(("prepare", sampled[step + 1])) < sampler.told.index(("sample", sampled[step]))
+        assert sampler.told.index(("prepare", sampled[step + 1])) < sampler.told.index(
+            ("sample", sampled[step])
+        )
 
 
 def test_several_updates_are_one_publication(tmp_path: Path) -> None:

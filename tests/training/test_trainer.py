@@ -213,6 +213,10 @@ class StaleSampler:
     ) -> list[Group]:
         return self.inner.sample(examples, group_size, sampling, seed)
 
+    @property
+    def ahead(self) -> int:
+        return 0
+
     def publish(self, policy_version: int) -> None:
         """It does not follow."""
 

@@ -72,7 +72,8 @@ class NodesConfig(Room):
     """File that holds the bearer token of every worker that names none of its own."""
     max_staleness: int = Field(default=1, ge=0)
     """Policy versions by which a group may be older than the policy it trains; an older one is asked for again.
-    0 samples nothing ahead: the trainer waits for its rollouts."""
+    0 samples nothing ahead: the trainer waits for its rollouts. With 1 a version travels and its groups come back
+    within two steps; with 2 there is a step to spare, which pays where a step takes a fraction of a second."""
     publish_every: int = Field(default=1, gt=0)
     """Steps that a version lasts on the workers; sent earlier where `max_staleness` would be exceeded."""
     request_timeout_s: float = Field(default=300.0, gt=0)

@@ -92,7 +92,7 @@ def the_job(config: SmallLaptopConfig, run: RunFolder, progress: Progress) -> No
     )
     run.write_json("evaluation/difference.json", {name: asdict(one) for name, one in differences.items()})
     exported = write_cards(config, run.path, step)  # again, with what was measured after
-    report(config, run, differences, exported)
+    report(config, run, len(after.rows), differences, exported)
 
 
 def quantized(config: SmallLaptopConfig, run: RunFolder, progress: Progress) -> None:
@@ -160,14 +160,16 @@ def memory_peaks(run: RunFolder) -> dict[str, float]:
 
 
 def report(
-    config: SmallLaptopConfig, run: RunFolder, differences: Mapping[str, Difference], exported: Sequence[Path]
+    config: SmallLaptopConfig,
+    run: RunFolder,
+    rows: int,
+    differences: Mapping[str, Difference],
+    exported: Sequence[Path],
 ) -> None:
     """What training changed, how sure that is, and what it took."""
     console = Console()
     confidence = f"{100 * config.comparison.confidence:g} %"
-    table = Table(
-        title=f"{config.data.evaluation}: before, after and their difference with its {confidence} interval"
-    )
+    table = Table(title=f"{rows} held-out rows: means, and the difference with its {confidence} interval")
     for column in ("metric", "before", "after", "difference", "from", "to"):
         table.add_column(column, justify="left" if column == "metric" else "right")
     for name, one in differences.items():

@@ -46,6 +46,8 @@ class CardFacts:
     """Name -> summary, in the order in which they were made."""
     losses: Sequence[tuple[int, float]]
     """(step, held-out loss in nats per token) of a supervised run."""
+    differences: Mapping[str, Mapping[str, float]]
+    """Metric -> what `mlx_sumrl.evaluation.intervals.Difference` holds, where it was measured."""
 
 
 def facts_of(config: RunConfig | SftRunConfig, run: Path, step: int) -> CardFacts:
@@ -62,7 +64,8 @@ def facts_of(config: RunConfig | SftRunConfig, run: Path, step: int) -> CardFact
         if (content := _read(file)).get("evaluation/loss") is not None
     ]
     provenance = read_provenance(run) or provenance_of(config.policy, config.data)
-    return CardFacts(config, provenance, step, evaluations, losses)
+    differences = _read(run / "evaluation" / "difference.json")
+    return CardFacts(config, provenance, step, evaluations, losses, differences)
 
 
 def write_card(folder: Path, kind: Kind, facts: CardFacts, place: str = FOLDER) -> Path:
@@ -157,7 +160,8 @@ def _asked(data: DataConfig, target: int, tolerance: int) -> list[str]:
     blocks = [f"    {line}" for line in data.instruction.splitlines()]
     said = "What it was asked in training ({document} stands for the text"
     said += f", {{target_length}} for {target}):" if "{target_length}" in data.instruction else "):"
-    found = [said, "\n".join(blocks), f"Asked length: {target} ± {tolerance} tokens of its own tokenizer."]
+    counted = "Asked length" if "{target_length}" in data.instruction else "Length that counts as within"
+    found = [said, "\n".join(blocks), f"{counted}: {target} ± {tolerance} tokens of its own tokenizer."]
     if data.system is not None:
         found.append(f"System prompt: {data.system}")
     return ["## How it was asked", *found]
@@ -206,10 +210,18 @@ def _measured(facts: CardFacts) -> list[str]:
         )
         named = {name: Evaluation((), dict(summary)) for name, summary in facts.evaluations.items()}
         found.append(comparison_markdown(named).strip())
+    if facts.differences:
+        found.append("What training changed, with the interval of it (paired bootstrap over these rows):")
+        lines = []
+        for name, one in facts.differences.items():
+            scale = 1 if name == "length" else 100
+            change, low, high = (scale * one[key] for key in ("difference", "low", "high"))
+            lines.append((name, f"{change:+.1f}", f"{low:+.1f} to {high:+.1f}"))
+        found.append(_table(("metric", "difference", "interval"), lines))
     if facts.losses:
         shown = {facts.losses[0][0], facts.losses[-1][0], facts.step}
-        lines = [(step, f"{loss:.4f}") for step, loss in facts.losses if step in shown]
-        found.append(_table(("step", "held-out loss, nats per token"), lines))
+        losses = [(step, f"{loss:.4f}") for step, loss in facts.losses if step in shown]
+        found.append(_table(("step", "held-out loss, nats per token"), losses))
     return ["## Held-out results", *found] if found else ["## Held-out results", "None were measured."]
 
 

@@ -182,7 +182,7 @@ def report(
         )
     console.print(table)
     console.print("percent, but for the length (tokens); *: the interval leaves out 0")
-    peaks = ", ".join(f"{part} {peak:.2f}" for part, peak in memory_peaks(run).items())
+    peaks = ", ".join(f"{part} {peak:.3g}" for part, peak in memory_peaks(run).items())
     console.print(f"memory at most, GB: {peaks}", highlight=False, soft_wrap=True)
     for path in exported:
         console.print(f"exported {path}", markup=False, highlight=False, soft_wrap=True)

@@ -30,7 +30,7 @@ from mlx_sumrl.rollouts.types import NoSamplerError
 from mlx_sumrl.training.preparation import Prepared, prepare
 from mlx_sumrl.training.trainer import Trainer
 from recipes.cluster_rollouts import HELP, rollouts_from
-from recipes.exporting import export
+from recipes.exporting import begin, export, how_to_share
 from recipes.opened_run import opened
 
 
@@ -80,6 +80,7 @@ def the_job(
 ) -> None:
     """The job, top to bottom."""
     policy = prepared.policy
+    begin(policy, config, run, {"train": len(prepared.train), "evaluation": len(prepared.held_out)})
     trainer = Trainer(policy, config, sampler=sampler, run=run, progress=progress)
     if trainer.restore():
         progress.note(f"going on after step {trainer.state.step}")
@@ -95,7 +96,7 @@ def the_job(
         trainer.stage(stage, prepared.train)
         evaluations[stage.name] = evaluated(stage.name, config, run, policy, prepared.held_out, progress)
 
-    exported = export(policy, run.path / "export", config.export, config.data, config.length)
+    exported = export(policy, config, run.path, trainer.state.step)
     report(config, run, evaluations, exported)
 
 
@@ -163,4 +164,6 @@ def report(
     for path in exported:
         console.print(f"exported {path}", markup=False, highlight=False)
     console.print(f"run folder {run.path}", markup=False, highlight=False)
+    if exported:
+        console.print(how_to_share(run.path), markup=False, highlight=False, soft_wrap=True)
     sys.stdout.flush()

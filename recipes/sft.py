@@ -24,7 +24,7 @@ from mlx_sumrl.reporting.progress import Progress, make_progress
 from mlx_sumrl.reporting.run_folder import RunFolder
 from mlx_sumrl.training.supervised_preparation import prepare_sft
 from mlx_sumrl.training.supervised_trainer import SupervisedTrainer
-from recipes.exporting import export
+from recipes.exporting import begin, export, how_to_share
 from recipes.opened_run import opened
 
 DESCRIPTION = "Fine-tune a model on documents and their summaries."
@@ -52,6 +52,7 @@ def the_job(config: SftRunConfig, run: RunFolder, progress: Progress) -> None:
     """The job, top to bottom."""
     prepared = prepare_sft(config, run.path, progress.note)
     policy = prepared.policy
+    begin(policy, config, run, {"train": len(prepared.train), "evaluation": len(prepared.held_out)})
     trainer = SupervisedTrainer(policy, config, prepared.train, prepared.held_out, run=run, progress=progress)
     if trainer.restore():
         progress.note(f"going on after step {trainer.state.step}")
@@ -60,14 +61,7 @@ def the_job(config: SftRunConfig, run: RunFolder, progress: Progress) -> None:
 
     best = trainer.take_best() if config.export.best else None
     step = trainer.state.step if best is None else best
-    exported = export(
-        policy,
-        run.path / "export",
-        config.export,
-        config.data,
-        config.length,
-        dequantize=policy.is_quantized and config.export.dequantize,
-    )
+    exported = export(policy, config, run.path, step)
     report(run, trainer, step, exported)
 
 
@@ -101,6 +95,8 @@ def report(run: RunFolder, trainer: SupervisedTrainer, step: int, exported: Sequ
     for path in exported:
         console.print(f"exported {path} (step {step}, {what})", markup=False, highlight=False, soft_wrap=True)
     console.print(f"run folder {run.path}", markup=False, highlight=False, soft_wrap=True)
+    if exported:
+        console.print(how_to_share(run.path), markup=False, highlight=False, soft_wrap=True)
     sys.stdout.flush()
 
 

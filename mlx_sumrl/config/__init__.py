@@ -37,6 +37,7 @@ from mlx_sumrl.config.rewards import GateConfig, RewardConfig
 from mlx_sumrl.config.rollouts import LengthConfig, SamplingConfig
 from mlx_sumrl.config.room import Room
 from mlx_sumrl.config.run import EvaluationConfig, ReportingConfig, RunConfig
+from mlx_sumrl.config.small_laptop import ComparisonConfig, QuantizeRoom, SmallLaptopConfig
 from mlx_sumrl.config.stages import STEP_METRICS, StageConfig, UntilConfig
 from mlx_sumrl.config.supervised import (
     EarlyStoppingConfig,
@@ -54,6 +55,7 @@ __all__ = [
     "STEP_METRICS",
     "AnswerFilterConfig",
     "CheckpointConfig",
+    "ComparisonConfig",
     "DataConfig",
     "DistillConfig",
     "Dtype",
@@ -72,6 +74,7 @@ __all__ = [
     "PolicyConfig",
     "PrepareConfig",
     "PriceConfig",
+    "QuantizeRoom",
     "RateRangeConfig",
     "ReadingConfig",
     "ReasoningConfig",
@@ -87,6 +90,7 @@ __all__ = [
     "SftExportConfig",
     "SftOptimizerConfig",
     "SftRunConfig",
+    "SmallLaptopConfig",
     "SourceConfig",
     "SplitConfig",
     "StageConfig",

@@ -22,7 +22,7 @@ class DataConfig(Room):
     """Documents -> examples."""
 
     train: str | None = None
-    """A .jsonl, .csv or .parquet file, or the name of a Hugging Face dataset."""
+    """A .jsonl, .csv or .parquet file, the name of a Hugging Face dataset, or a declared source (as `xsum`)."""
     evaluation: str | None = None
     """The same for held-out rows; evaluation is skipped without it."""
     train_split: str = "train"

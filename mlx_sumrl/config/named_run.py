@@ -35,6 +35,13 @@ class ExportConfig(Room):
     """A model folder that mlx-lm and Hugging Face tokenizers load."""
     adapter: bool = True
     """With lora or dora: an mlx_lm adapter folder, and a PEFT one (LoRA only)."""
+    gguf: bool = False
+    """A GGUF file for llama.cpp, and a Modelfile for Ollama; of families that mlx-lm converts (see
+    mlx_sumrl.policy.gguf)."""
+    license: str | None = None
+    """Licence for the model cards, as `apache-2.0`; without it they say that it is unknown."""
+    language: str | None = None
+    """Language for the model cards, as `en`."""
 
 
 class NamedRunConfig(Room):

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mlx_sumrl.config import DataConfig
+from mlx_sumrl.data.declared_sources import declared
 from mlx_sumrl.data.encoding import cut, encode
 from mlx_sumrl.data.example import Example
 from mlx_sumrl.data.grammar import make_posts
@@ -47,8 +49,20 @@ def config_rows(config: DataConfig, which: Which, seed: int) -> Rows | None:
         posts = make_posts(config.grammar.train_posts, config.grammar.evaluation_posts, seed)
         return rows_from(f"the grammar ({which})", posts[which == "evaluation"][:limit])
     if which == "train":
-        return None if config.train is None else read_rows(config.train, config.train_split, limit)
-    return None if config.evaluation is None else read_rows(config.evaluation, config.evaluation_split, limit)
+        return None if config.train is None else _named_rows(config.train, config.train_split, limit)
+    return (
+        None if config.evaluation is None else _named_rows(config.evaluation, config.evaluation_split, limit)
+    )
+
+
+def _named_rows(name: str, split: str, limit: int | None) -> Rows:
+    """`read_rows`, and of a declared source (`xsum`) from the place on the hub that its declaration names."""
+    source = None if Path(name).expanduser().exists() else declared(name)
+    if source is None or source.hub is None:
+        return read_rows(name, split, limit)
+    hub = source.hub
+    place = {"config_name": hub.config_name, "revision": hub.revision, "folder": hub.folder}
+    return read_rows(hub.name, split, limit, **place)
 
 
 def load_examples(

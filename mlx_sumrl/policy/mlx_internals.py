@@ -20,6 +20,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
+from mlx_lm.gguf import convert_to_gguf
 from mlx_lm.models import base
 from mlx_lm.models.cache import ArraysCache, KVCache, make_prompt_cache
 from mlx_lm.tuner.dora import DoRALinear
@@ -370,6 +371,12 @@ def hugging_face_layout(weights: dict[str, mx.array], family: str) -> dict[str, 
         name: mx.swapaxes(array, 1, 2) if name.endswith("conv.conv.weight") else array
         for name, array in weights.items()
     }
+
+
+def write_gguf(folder: Path, weights: dict[str, mx.array], config: dict[str, Any], file: Path) -> None:
+    """What ``mlx_lm.fuse --export-gguf`` writes of a model folder's weights and tokenizer."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        convert_to_gguf(folder, weights, config, str(file))
 
 
 def prompt_cache(model: nn.Module) -> list[KVCache | ArraysCache]:

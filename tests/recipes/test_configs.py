@@ -11,11 +11,12 @@ from typing import Any, NoReturn
 
 import pytest
 
-from mlx_sumrl.config import RunConfig, StageConfig
+from mlx_sumrl.config import RunConfig, SmallLaptopConfig, StageConfig
 from mlx_sumrl.data.example import Example
 from mlx_sumrl.data.examples import load_examples
 from mlx_sumrl.data.sources import Row, Rows
 from mlx_sumrl.options.command_line import Command
+from mlx_sumrl.options.command_line import parse as parse_options
 from mlx_sumrl.policy.tiny import train_tokenizer
 from mlx_sumrl.reporting.memory_estimate import GIB, USABLE_SHARE
 from mlx_sumrl.reporting.model_shape import ModelShape
@@ -23,10 +24,20 @@ from mlx_sumrl.rewards.scoring import build_rewards
 from mlx_sumrl.rollouts.types import Completion, Group
 from mlx_sumrl.training import preparation
 from mlx_sumrl.training.stages import JOINT, STAGED
-from recipes import grpo
+from recipes import grpo, small_laptop
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = sorted((ROOT / "recipes" / "configs").glob("*.yaml"))
+FILES = sorted((ROOT / "recipes" / "configs").glob("*.yaml"))
+
+
+def recipe_of(file: Path) -> str:
+    """The recipe that a file is for: the one that its comments name first."""
+    named = re.search(r"^#.*python -m recipes\.(\w+) --config", file.read_text(), re.MULTILINE)
+    return named.group(1) if named else "grpo_staged"
+
+
+CONFIGS = [file for file in FILES if recipe_of(file).startswith("grpo")]
+LAPTOPS = [file for file in FILES if recipe_of(file) == "small_laptop"]
 RECIPES = {"grpo_staged": STAGED, "grpo_joint": JOINT}
 ATTENTION = (2, 5, 8, 10, 12, 14)
 PUBLISHED: dict[str, dict[str, Any]] = {
@@ -212,3 +223,41 @@ class TestRedditPosts:
         config = parse("--config", path_of(name))
         context = PUBLISHED[name]["max_position_embeddings"]
         preparation.check_context(config, SimpleNamespace(context=context, source=name))  # type: ignore[arg-type]
+
+
+def test_every_file_is_looked_at_here() -> None:
+    assert sorted([*CONFIGS, *LAPTOPS]) == FILES
+
+
+@pytest.mark.parametrize("file", LAPTOPS, ids=lambda file: file.stem)
+class TestSmallLaptops:
+    def test_it_is_what_the_issue_asks_for(self, file: Path) -> None:
+        config = laptop("--config", str(file))
+        assert config.name == file.stem
+        assert config.quantize.bits == 4
+        assert (config.sft.steps, config.policy.lora.layers) == (100, 8)
+        assert config.policy.gradient_checkpointing
+        assert (config.policy.tuning, config.export.fused) == ("lora", True)
+        assert config.data.train == config.data.evaluation == "xsum"
+        assert config.data.train_split != config.data.evaluation_split
+
+    def test_rows_and_answers_fit(self, file: Path) -> None:
+        """In Phi-3-mini's window of 2,047 tokens, which is what mlx-lm computes rightly."""
+        config = laptop("--config", str(file))
+        assert config.sft.max_tokens >= config.data.max_prompt_tokens + config.comparison.max_tokens
+        assert config.sft.max_tokens <= 2047
+        assert config.sft.micro_batch_tokens >= config.sft.max_tokens
+        assert config.length.target + config.length.tolerance < config.comparison.max_tokens
+
+    def test_commands_in_its_comments_work(self, file: Path) -> None:
+        comments = "\n".join(re.findall(r"^# ?(.*)$", file.read_text(), re.MULTILINE))
+        commands = re.findall(r"python -m recipes\.small_laptop (.*)", comments.replace("\\\n", " "))
+        argvs = [
+            [str(ROOT / word) if word.endswith(".yaml") else word for word in shlex.split(one)]
+            for one in commands
+        ]
+        assert len({laptop(*argv).name for argv in argvs}) == len(argvs) == 2
+
+
+def laptop(*argv: str) -> SmallLaptopConfig:
+    return parse_options(SmallLaptopConfig, argv, prog="", description="", defaults=small_laptop.DEFAULTS)

@@ -38,6 +38,7 @@ from mlx_sumrl.config.rollouts import LengthConfig, SamplingConfig
 from mlx_sumrl.config.room import Room
 from mlx_sumrl.config.run import EvaluationConfig, ReportingConfig, RunConfig
 from mlx_sumrl.config.stages import STEP_METRICS, StageConfig, UntilConfig
+from mlx_sumrl.config.structured import Decoding, StructuredConfig
 from mlx_sumrl.config.supervised import (
     EarlyStoppingConfig,
     RateRangeConfig,
@@ -55,6 +56,7 @@ __all__ = [
     "AnswerFilterConfig",
     "CheckpointConfig",
     "DataConfig",
+    "Decoding",
     "DistillConfig",
     "Dtype",
     "DuplicatesConfig",
@@ -90,6 +92,7 @@ __all__ = [
     "SourceConfig",
     "SplitConfig",
     "StageConfig",
+    "StructuredConfig",
     "SupervisedConfig",
     "TeacherSourceConfig",
     "TinyModelConfig",

@@ -50,11 +50,9 @@ def load_structured(
         UserError: a column that does not exist, a chat template that cannot be used, more unusable rows than
             `data.max_unusable_share`, or no usable row at all.
     """
-    chats = messages_column in rows.columns and data.document_column not in rows.columns
-    column = messages_column if chats else data.reference_column
-    checked = Rows(rows.name, [_checked(row, column, schema) for row in rows.rows])
-    if chats:
-        return load_conversations(checked, data, messages_column, tokenizer, which)
+    if messages_column in rows.columns and data.document_column not in rows.columns:
+        return load_conversations(rows, data, messages_column, schema, tokenizer, which)
+    checked = Rows(rows.name, [_checked(row, data.reference_column, schema) for row in rows.rows])
     try:
         return load_examples(checked, data, tokenizer, target_length, which)
     except UserError as error:
@@ -69,6 +67,7 @@ def load_conversations(
     rows: Rows,
     data: DataConfig,
     messages_column: str,
+    schema: AnswerSchema,
     tokenizer: PreTrainedTokenizerFast,
     which: Which = "evaluation",
 ) -> LoadedExamples:
@@ -96,6 +95,7 @@ def load_conversations(
             if row.broken is not None:
                 raise UnusableRowError(row.broken)
             example, lost = _asked(row, data, messages_column, tokenizer, template)
+            _check(example.reference, schema)
         except UnusableRowError as error:
             counter.refuse(row.id, str(error))
             continue
@@ -138,19 +138,24 @@ def _asked(
     return example, start - len(prompt_ids)
 
 
-def _checked(row: Row, column: str, schema: AnswerSchema) -> Row:
-    """The row; broken where its reference is not what answers have to be."""
-    reference = row.fields.get(column)
-    if isinstance(reference, list) and reference and isinstance(reference[-1], dict):
-        reference = reference[-1].get("content")
-    if row.broken is not None or not isinstance(reference, str):
-        return row  # whoever makes an example of it says what is wrong
+def _check(reference: str, schema: AnswerSchema) -> None:
+    """Raises `UnusableRowError` for a reference that is not what answers have to be."""
     try:
         problem = schema.problem(read_json(reference))
-    except NotJsonError:
-        return replace(row, broken="the reference is not JSON")
-    if problem is None:
-        return row
-    return replace(
-        row, broken=f"the reference does not meet the schema at {problem.place}: {problem.message}"
-    )
+    except NotJsonError as error:
+        raise UnusableRowError("the reference is not JSON") from error
+    if problem is not None:
+        raise UnusableRowError(
+            f"the reference does not meet the schema at {problem.place}: {problem.message}"
+        )
+
+
+def _checked(row: Row, column: str, schema: AnswerSchema) -> Row:
+    """The row of a document; broken where its reference is not what answers have to be."""
+    reference = row.fields.get(column)
+    if row.broken is None and isinstance(reference, str):
+        try:
+            _check(reference, schema)
+        except UnusableRowError as error:
+            return replace(row, broken=str(error))
+    return row

@@ -18,8 +18,8 @@ from mlx_sumrl.errors import UserError
 from mlx_sumrl.policy.policy import Policy
 from mlx_sumrl.rollouts.constraint import Constraint, EndOfJson, Words
 
-WHITE_SPACE = r"\x20|\x0A[\x20\x09]{0,20}"
-"""What may stand between tokens of JSON: a space, or a line break and an indent of at most 20 spaces or tabs."""
+WHITE_SPACE = r"\x20|\x0A(\x20{0,20}|\x09{0,8})"
+"""What may stand between tokens of JSON: a space, or a line break and an indent of 20 spaces or 8 tabs at most."""
 
 
 def schema_constraint(schema: AnswerSchema, policy: Policy) -> SchemaConstraint:

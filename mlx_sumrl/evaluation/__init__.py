@@ -1,4 +1,4 @@
-"""Held-out examples -> numbers: length pass rate, ROUGE, METEOR, structured answers, and tables that compare policies."""
+"""Held-out examples -> numbers: length pass rate, ROUGE, METEOR, structured answers, and tables of policies."""
 
 from mlx_sumrl.evaluation.evaluate import evaluate
 from mlx_sumrl.evaluation.length import LengthSummary

@@ -12,7 +12,7 @@ from mlx_sumrl.evaluation.structured import StructuredEvaluation
 
 _SHARES = {
     "valid": "valid",
-    "repaired": "repaired",
+    "repaired": "mended",
     "around": "around",
     "several": "several",
     "absent": "none",
@@ -21,15 +21,15 @@ _SHARES = {
     "field_f1_macro": "macro",
 }
 CAPTION = (
-    "percent of the answers; around: text around the JSON; several: more than one JSON; cut: at the token limit; "
-    "micro, macro: F1 of fields"
+    "percent of the answers; mended: valid after a repair; around: text around the JSON; several: more than one JSON; "
+    "cut: at the token limit; micro, macro: F1 of fields"
 )
 """Explains the titles as a terminal of 80 columns has them."""
 
 
 def structured_table(evaluations: Mapping[str, StructuredEvaluation], title: str | None = None) -> Table:
     """One line per evaluation, in the order given."""
-    table = _table(title, CAPTION, "decoding", [*_SHARES.values(), "tokens/s"])
+    table = _table(title, CAPTION, "decoding", [*_SHARES.values(), "tok/s"])
     for name, evaluation in evaluations.items():
         summary = evaluation.summary
         speed = summary.get("tokens_per_second")

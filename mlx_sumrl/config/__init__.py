@@ -39,6 +39,7 @@ from mlx_sumrl.config.room import Room
 from mlx_sumrl.config.run import EvaluationConfig, ReportingConfig, RunConfig
 from mlx_sumrl.config.small_laptop import ComparisonConfig, QuantizeRoom, SmallLaptopConfig
 from mlx_sumrl.config.stages import STEP_METRICS, StageConfig, UntilConfig
+from mlx_sumrl.config.structured import Decoding, StructuredConfig
 from mlx_sumrl.config.supervised import (
     EarlyStoppingConfig,
     RateRangeConfig,
@@ -57,6 +58,7 @@ __all__ = [
     "CheckpointConfig",
     "ComparisonConfig",
     "DataConfig",
+    "Decoding",
     "DistillConfig",
     "Dtype",
     "DuplicatesConfig",
@@ -94,6 +96,7 @@ __all__ = [
     "SourceConfig",
     "SplitConfig",
     "StageConfig",
+    "StructuredConfig",
     "SupervisedConfig",
     "TeacherSourceConfig",
     "TinyModelConfig",

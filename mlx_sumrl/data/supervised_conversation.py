@@ -5,6 +5,7 @@ Invariant: what is learned follows exactly the tokens that the model is given wh
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mlx_sumrl.config import DataConfig, MaskingConfig
@@ -16,6 +17,7 @@ from mlx_sumrl.data.conversations import (
     with_reasoning,
     with_system,
 )
+from mlx_sumrl.data.encoding import Span
 from mlx_sumrl.data.examples import is_blank
 from mlx_sumrl.data.prompts import UnusableRowError
 from mlx_sumrl.data.reasoning import split_thought
@@ -34,6 +36,12 @@ from mlx_sumrl.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+
+def longest_question(tokenised: TokenisedTurns, rendered: RenderedTurns, turns: Sequence[Turn]) -> Span:
+    """Where the user's longest turn stands, the one that loses its end; an empty span where the user has none."""
+    asked = [span for span, turn in zip(rendered.turns, turns, strict=True) if turn.role == USER]
+    return max(asked, key=lambda span: tokens_inside(tokenised.encoding, span), default=(0, 0))
 
 
 class ConversationRows:
@@ -112,8 +120,7 @@ class ConversationRows:
         check_answer_length(self._masking, answer)
         if len(tokenised.encoding.ids) <= longest:
             return tokenised
-        asked = [span for span, turn in zip(rendered.turns, turns, strict=True) if turn.role == USER]
-        turn = max(asked, key=lambda span: tokens_inside(tokenised.encoding, span), default=(0, 0))
+        turn = longest_question(tokenised, rendered, turns)
         fitted = cut_turn(tokenised, turn, longest)
         if fitted is not None:
             return fitted

@@ -21,9 +21,23 @@ def evaluate(
 ) -> Evaluation:
     """One completion per example, ``batch_size`` prompts at a time, scored by `score`.
 
-    Greedy when ``sampling.temperature`` is 0, and then ``seed`` changes nothing. The length-matched baseline
-    is the same call with ``min_tokens = max_tokens = target``. ``progress`` is called after each batch with
-    the number of examples done and of all examples.
+    See `answered`. The length-matched baseline is the same call with ``min_tokens = max_tokens = target``.
+    """
+    return score(answered(sampler, examples, sampling, batch_size, seed, progress), length)
+
+
+def answered(
+    sampler: Sampler,
+    examples: Sequence[Example],
+    sampling: Sampling,
+    batch_size: int,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Group]:
+    """One completion per example, ``batch_size`` prompts at a time, in the order of the examples.
+
+    Greedy when ``sampling.temperature`` is 0, and then ``seed`` changes nothing. ``progress`` is called after each
+    batch with the number of examples done and of all examples.
 
     Raises:
         ValueError: no examples, a batch size below 1, or a sampler that answers something else than it was
@@ -45,4 +59,4 @@ def evaluate(
         groups.extend(answers)
         if progress is not None:
             progress(len(groups), len(examples))
-    return score(groups, length)
+    return groups

@@ -9,25 +9,23 @@ columns of the data, each value repeated for every completion of its row; ``prom
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import inspect
 import math
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mlx_sumrl.errors import UserError
+from mlx_sumrl.named_object import import_source, split_location
 from mlx_sumrl.rewards.reward import group_shape
 from mlx_sumrl.rollouts.types import Group
 
 RewardFunction = Callable[..., Any]
+WHAT = "reward function"
+"""How errors begin."""
 
 # TRL keeps these columns back; the plural names are arguments of the call itself and cannot be given twice.
 _RESERVED = frozenset({"prompt", "prompts", "completion", "completions", "completion_ids"})
@@ -40,15 +38,8 @@ def load_function(location: str) -> RewardFunction:
         UserError: the module, file or function is missing or fails to import, or the function cannot be
             called with ``prompts`` and ``completions`` by name.
     """
-    source, colon, name = location.rpartition(":")
-    if not (source and colon and name):
-        raise UserError(
-            f"reward function {location!r} is not of the form package.module:function or "
-            "path/to/file.py:function; give it as one of these"
-        )
-    module = (
-        _import_file(Path(source), location) if source.endswith(".py") else _import_module(source, location)
-    )
+    source, name = split_location(location, WHAT, "function")
+    module = import_source(source, location, WHAT, "function")
     function = getattr(module, name, None)
     if not callable(function):
         found = "is not a function" if hasattr(module, name) else "does not exist there"
@@ -59,44 +50,6 @@ def load_function(location: str) -> RewardFunction:
         )
     _check_callable(function, location)
     return function  # type: ignore[no-any-return]
-
-
-def _import_file(path: Path, location: str) -> ModuleType:
-    path = path.expanduser()
-    if not path.is_file():
-        raise UserError(
-            f"reward function {location!r}: there is no file {str(path)!r} seen from {str(Path.cwd())!r}; "
-            "give its path from there, or a full one"
-        )
-    spec = importlib.util.spec_from_file_location(f"mlx_sumrl_reward_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"reward function {location!r}: {str(path)!r} is not a file that Python can import")
-    module = importlib.util.module_from_spec(spec)
-    before = sys.modules.get(spec.name)
-    sys.modules[spec.name] = module  # dataclasses look their module up there while the file runs
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        if before is None:
-            del sys.modules[spec.name]
-        else:
-            sys.modules[spec.name] = before
-        raise _cannot_import(location, error) from error
-    return module
-
-
-def _import_module(source: str, location: str) -> ModuleType:
-    try:
-        return importlib.import_module(source)
-    except Exception as error:
-        raise _cannot_import(location, error) from error
-
-
-def _cannot_import(location: str, error: Exception) -> UserError:
-    return UserError(
-        f"reward function {location!r} cannot be imported ({type(error).__name__}: {error}); mend or install "
-        "what is named there, or give the file as path/to/file.py:function"
-    )
 
 
 def _parameters(function: RewardFunction) -> list[inspect.Parameter] | None:

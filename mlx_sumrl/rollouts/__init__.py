@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from mlx_sumrl.rollouts.constraint import Constraint, Matcher
 from mlx_sumrl.rollouts.types import Completion, FinishReason, Group, Sampler, Sampling, TrainingSampler
 
 if TYPE_CHECKING:
     from mlx_sumrl.rollouts.local import LocalSampler as LocalSampler
 
-__all__ = ["Completion", "FinishReason", "Group", "LocalSampler", "Sampler", "Sampling", "TrainingSampler"]
+__all__ = [
+    "Completion",
+    "Constraint",
+    "FinishReason",
+    "Group",
+    "LocalSampler",
+    "Matcher",
+    "Sampler",
+    "Sampling",
+    "TrainingSampler",
+]
 
 
 def __getattr__(name: str) -> Any:

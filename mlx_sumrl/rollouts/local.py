@@ -24,7 +24,9 @@ from mlx_sumrl.policy.exponential import on_cpu, swiglu
 from mlx_sumrl.policy.policy import Policy
 from mlx_sumrl.policy.sampling_cache import BatchCache, BatchState, group_size, spread
 from mlx_sumrl.reporting.model_shape import ModelShape
+from mlx_sumrl.rollouts.constraint import Constraint, Matcher
 from mlx_sumrl.rollouts.draw import draw, uniforms
+from mlx_sumrl.rollouts.token_mask import masked_logits
 from mlx_sumrl.rollouts.types import Completion, Group, Sampling
 
 PREFILL = 256
@@ -41,6 +43,8 @@ class _Row:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     stopped: bool = False
+    matcher: Matcher | None = None
+    """What may come next, where that is held to anything."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,13 @@ def row_batches(prompts: int, group_size: int, max_rows: int) -> list[list[Span]
 class LocalSampler:
     """Samples with a `Policy` in this process; implements `Sampler`."""
 
-    def __init__(self, policy: Policy, max_rows: int = 64, cache_bits: int | None = None) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        max_rows: int = 64,
+        cache_bits: int | None = None,
+        constraint: Constraint | None = None,
+    ) -> None:
         """Raises `UserError` when ``cache_bits`` is not 4, 8 or None, or the policy's heads do not fit them."""
         if cache_bits not in (None, 4, 8):
             raise UserError(
@@ -108,6 +118,14 @@ class LocalSampler:
         Log-probabilities are those of the policy with this cache, the one that sampled: not of the policy that is
         trained, whose ratio to it is then not 1 even on the same weights.
         """
+        self.constraint = constraint
+        """What each completion is held to, or None.
+
+        Tokens that it does not allow are taken out first, then temperature and filters do their work. Log-probabilities
+        are those of the tokens that were left: 0 where only one was. Training would measure the same completions by
+        the policy itself, whose ratio to these is not 1 on the same weights and whose other tokens are never seen, so
+        `publish` refuses: a constrained sampler is for answers, not for training.
+        """
         self.policy_version = 0
         """Stamped on every completion."""
 
@@ -117,7 +135,16 @@ class LocalSampler:
         return 0
 
     def publish(self, policy_version: int) -> None:
-        """The policy is this process's own, so only the stamp changes."""
+        """The policy is this process's own, so only the stamp changes.
+
+        Raises:
+            UserError: the completions are held to a constraint.
+        """
+        if self.constraint is not None:
+            raise UserError(
+                "a sampler with a constraint cannot be trained with: its log-probabilities are not those of the "
+                "policy; give the trainer a LocalSampler without one"
+            )
         self.policy_version = policy_version
 
     def prepare(self, examples: Sequence[Example], group_size: int, sampling: Sampling, seed: int) -> None:
@@ -134,7 +161,16 @@ class LocalSampler:
     def sample(
         self, examples: Sequence[Example], group_size: int, sampling: Sampling, seed: int
     ) -> list[Group]:
-        """One group per example, in their order; see `Sampler`."""
+        """One group per example, in their order; see `Sampler`.
+
+        Raises:
+            UserError: `min_tokens` beside a constraint, or a constraint that no token can go on with.
+        """
+        if self.constraint is not None and sampling.min_tokens:
+            raise UserError(
+                f"min_tokens {sampling.min_tokens} cannot be held beside a constraint, which may leave nothing but a "
+                "stop token: set one of the two"
+            )
         self.policy.model.eval()
         if not on_cpu():
             return self._sample(examples, group_size, sampling, seed)
@@ -205,21 +241,32 @@ class LocalSampler:
         """A completion of each row of the caches, side by side.
 
         A step's graph is built while the step before is computed, and computed as soon as that one's tokens are
-        known: a row that has just stopped may be in it, and is not looked at.
+        known: a row that has just stopped may be in it, and is not looked at. Held to a constraint, its logits are
+        computed while what may come next is found out.
         """
+        constraint = self.constraint
         rows = [_Row() for _ in range(last_hidden_BD.shape[0])]
+        if constraint is not None:
+            for row in rows:
+                row.matcher = constraint.start()
         going = list(range(len(rows)))  # index into rows of each row of the batch
-        step = self._drawn(head(last_hidden_BD), sampling, uniforms_BT, 0)
+        step = self._drawn(_held(head(last_hidden_BD), rows), sampling, uniforms_BT, 0)
         _start(step, caches)
         for position in range(sampling.max_tokens):
-            following = None
+            following = logits_BV = None
             if position + 1 < sampling.max_tokens:
                 hidden_BD = mlx_internals.backbone(self.policy.model, step.tokens_B[:, None], caches)[:, -1]
-                following = self._drawn(head(hidden_BD), sampling, uniforms_BT, position + 1)
+                logits_BV = head(hidden_BD)
+                if constraint is None:
+                    following = self._drawn(logits_BV, sampling, uniforms_BT, position + 1)
             self._note(step, [rows[index] for index in going])
             alive = [i for i, index in enumerate(going) if not rows[index].stopped]
-            if not alive or following is None:
+            if not alive or logits_BV is None:
                 break
+            if following is None:
+                _compute(caches, logits_BV)
+                logits_BV = _held(logits_BV, [rows[index] for index in going])
+                following = self._drawn(logits_BV, sampling, uniforms_BT, position + 1)
             step = following
             _start(step, caches)
             if len(alive) <= RETIRE_AT * len(going):
@@ -247,6 +294,15 @@ class LocalSampler:
                 row.token_ids.append(token)
                 row.logprobs.append(logprob)
                 row.stopped = token in self.policy.stop_ids
+                if row.matcher is not None and not row.stopped:
+                    row.matcher.accept(token)
+
+
+def _held(logits_BV: mx.array, rows: Sequence[_Row]) -> mx.array:
+    """The logits of what may come next in these rows; all of them where nothing is held to a constraint."""
+    if all(row.matcher is None for row in rows):
+        return logits_BV
+    return masked_logits(logits_BV, [None if row.stopped else row.matcher for row in rows])
 
 
 def _attend(
@@ -268,11 +324,16 @@ def _side_by_side(
 
 
 def _start(step: _Drawn, caches: Sequence[BatchCache | BatchState]) -> None:
-    """Compute a step, without waiting for it.
+    """Compute a step, without waiting for it."""
+    _compute(caches, step.tokens_B, step.logprobs_B)
 
-    Not before the one before has ended: its arrays are then free, and keys and values are written in place. Two
+
+def _compute(caches: Sequence[BatchCache | BatchState], *results: mx.array) -> None:
+    """Compute these and the caches they leave behind, without waiting for them.
+
+    Not before the step before has ended: its arrays are then free, and keys and values are written in place. Two
     steps under way at once copy every cache at every step (seen in peak memory, on the CPU; Metal too holds on to
     what a command buffer reads), which costs more than the wait.
     """
     arrays = [cache.arrays for cache in caches]
-    mx.async_eval(step.tokens_B, step.logprobs_B, arrays)  # type: ignore[no-untyped-call]
+    mx.async_eval(*results, arrays)  # type: ignore[no-untyped-call]

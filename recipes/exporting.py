@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mlx_sumrl.config import DataConfig, ExportConfig, LengthConfig
+from mlx_sumrl.config import AnswerConfig, DataConfig, ExportConfig, LengthConfig, ReasoningConfig
 from mlx_sumrl.data.prompting import write_prompting
 from mlx_sumrl.policy.export import export_adapter, export_model, export_peft
 from mlx_sumrl.policy.policy import Policy
@@ -18,9 +18,11 @@ def export(
     length: LengthConfig,
     *,
     dequantize: bool = False,
+    answer: AnswerConfig | None = None,
+    reasoning: ReasoningConfig | None = None,
 ) -> list[Path]:
     """Write what ``options`` ask for into ``folder``; the folders written. `export_model` says what ``dequantize``
-    does."""
+    does, `write_prompting` what ``answer`` and ``reasoning`` are for."""
     exported = []
     if options.adapter and policy.options.tuning != "full":
         exported.append(export_adapter(policy, folder / "adapter"))
@@ -28,5 +30,5 @@ def export(
             exported.append(export_peft(policy, folder / "peft"))
     if options.fused:
         exported.append(export_model(policy, folder / "model", dequantize))
-        write_prompting(exported[-1], data, length)
+        write_prompting(exported[-1], data, length, answer, reasoning)
     return exported

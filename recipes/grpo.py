@@ -26,6 +26,7 @@ from mlx_sumrl.reporting.progress import Progress, make_progress
 from mlx_sumrl.reporting.run_folder import RunFolder
 from mlx_sumrl.rewards.scoring import build_rewards
 from mlx_sumrl.rollouts import LocalSampler, Sampling, TrainingSampler
+from mlx_sumrl.rollouts.answer_part import AnswerPart
 from mlx_sumrl.rollouts.types import NoSamplerError
 from mlx_sumrl.training.preparation import Prepared, prepare
 from mlx_sumrl.training.trainer import Trainer
@@ -95,7 +96,9 @@ def the_job(
         trainer.stage(stage, prepared.train)
         evaluations[stage.name] = evaluated(stage.name, config, run, policy, prepared.held_out, progress)
 
-    exported = export(policy, run.path / "export", config.export, config.data, config.length)
+    exported = export(
+        policy, run.path / "export", config.export, config.data, config.length, answer=config.answer
+    )
     report(config, run, evaluations, exported)
 
 
@@ -128,6 +131,7 @@ def evaluated(
         sampling,
         config.evaluation.batch_size,
         progress=lambda done, total: progress.update(done, {}),
+        answers=AnswerPart.of(config.answer, policy.tokenizer),
     )
     progress.finish()
     run.write_json(file.relative_to(run.path), result.to_json())

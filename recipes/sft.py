@@ -67,6 +67,7 @@ def the_job(config: SftRunConfig, run: RunFolder, progress: Progress) -> None:
         config.data,
         config.length,
         dequantize=policy.is_quantized and config.export.dequantize,
+        reasoning=config.masking.reasoning,
     )
     report(run, trainer, step, exported)
 

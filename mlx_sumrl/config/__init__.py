@@ -6,6 +6,7 @@ A run is described by one `RunConfig`: a YAML file, then command-line options ov
 
 from __future__ import annotations
 
+from mlx_sumrl.config.answer import AnswerConfig
 from mlx_sumrl.config.data import DataConfig, GrammarConfig
 from mlx_sumrl.config.distill import (
     AnswerFilterConfig,
@@ -52,6 +53,7 @@ __all__ = [
     "DEFAULT_DTYPE",
     "REFERENCE_BITS",
     "STEP_METRICS",
+    "AnswerConfig",
     "AnswerFilterConfig",
     "CheckpointConfig",
     "DataConfig",

@@ -22,6 +22,7 @@ from mlx_sumrl.evaluation.results import Evaluation
 from mlx_sumrl.evaluation.table import comparison_table
 from mlx_sumrl.options.command_line import parse_command
 from mlx_sumrl.policy.policy import Policy
+from mlx_sumrl.reporting.curve_file import CURVES
 from mlx_sumrl.reporting.progress import Progress, make_progress
 from mlx_sumrl.reporting.run_folder import RunFolder
 from mlx_sumrl.rewards.scoring import build_rewards
@@ -166,5 +167,7 @@ def report(
     console.print()
     for path in exported:
         console.print(f"exported {path}", markup=False, highlight=False)
+    if (run.path / CURVES).is_file():
+        console.print(f"curves {run.path / CURVES}", markup=False, highlight=False)
     console.print(f"run folder {run.path}", markup=False, highlight=False)
     sys.stdout.flush()

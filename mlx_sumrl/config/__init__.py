@@ -16,7 +16,7 @@ from mlx_sumrl.config.distill import (
     TeacherSourceConfig,
 )
 from mlx_sumrl.config.masking import MaskingConfig, ReasoningConfig
-from mlx_sumrl.config.named_run import CheckpointConfig, ExportConfig
+from mlx_sumrl.config.named_run import CheckpointConfig, CurvesConfig, ExportConfig
 from mlx_sumrl.config.policy import (
     DEFAULT_DTYPE,
     REFERENCE_BITS,
@@ -56,6 +56,7 @@ __all__ = [
     "AnswerConfig",
     "AnswerFilterConfig",
     "CheckpointConfig",
+    "CurvesConfig",
     "DataConfig",
     "DistillConfig",
     "Dtype",

@@ -17,6 +17,7 @@ from mlx_sumrl.config import RunConfig, SftConfig, StageConfig
 from mlx_sumrl.data.example import Example
 from mlx_sumrl.data.order import batch_indices
 from mlx_sumrl.policy.policy import Policy
+from mlx_sumrl.reporting.curve_file import CurveFile
 from mlx_sumrl.reporting.progress import Progress, SilentProgress
 from mlx_sumrl.reporting.run_folder import RunFolder
 from mlx_sumrl.rewards.scoring import build_rewards
@@ -57,6 +58,7 @@ class Trainer:
         self.sampler = sampler or LocalSampler(policy, config.sampling.max_rows, config.sampling.cache_bits)
         self.run = run
         self.progress = progress or SilentProgress()
+        self.curves = CurveFile(run.path, config.curves, self.progress.note) if run else None
         self.answers = AnswerPart.of(config.answer, policy.tokenizer)
         self.state = TrainState()
         self.guard = Guard(config.optimizer.max_bad_steps)
@@ -220,6 +222,8 @@ class Trainer:
                     # What a step skipped as not finite would save may be what broke it; the good ones stay.
                     if done or stop.asked or (due and not self.guard.in_a_row):
                         self.save()
+                    if self.curves and (due or done or stop.asked):
+                        self.curves.update(ends=bool(done or stop.asked))
                     if stop.asked:
                         raise KeyboardInterrupt
                     if done:

@@ -45,22 +45,30 @@ class AnswerPart:
 
     options: AnswerConfig
     written: Decoder = field(repr=False)
-    """Token ids -> text with control tokens in it: the marker may be one."""
+    """Token ids -> text, without control tokens but for those that the marker is made of."""
     special: frozenset[int] = frozenset()
     """Control tokens that are no part of a text."""
 
     @classmethod
     def of(cls, options: AnswerConfig, tokenizer: Any) -> Self:
         """With a Hugging Face tokenizer."""
-        added = tokenizer.added_tokens_decoder.items()
+        names = {
+            token_id: token.content
+            for token_id, token in tokenizer.added_tokens_decoder.items()
+            if token.special
+        }
+        # A marker is not looked for in the name of a control token, which no text shows.
+        hidden = frozenset(token_id for token_id, name in names.items() if name not in (options.after or ""))
 
         def written(token_ids: Sequence[int]) -> str:
             text: str = tokenizer.decode(
-                list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
+                [token_id for token_id in token_ids if token_id not in hidden],
+                skip_special_tokens=False,
+                clean_up_tokenization_spaces=False,
             )
             return text
 
-        return cls(options, written, frozenset(token_id for token_id, token in added if token.special))
+        return cls(options, written, frozenset(names))
 
     def shown(self, groups: Sequence[Group]) -> list[Group]:
         """The groups as rewards and metrics see them; as they are where all of a completion is its answer."""

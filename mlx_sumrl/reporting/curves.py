@@ -95,7 +95,7 @@ PANELS = (
         height=1.6,
         falls=True,
     ),
-    Panel("Reward", "sum of a completion", (Curve("reward/mean", "reward/mean"),), noisy=True),
+    Panel("Reward", "per completion", (Curve("reward/mean", "reward/mean"),), noisy=True),
     Panel(
         "Within the asked length",
         "share",
@@ -179,7 +179,7 @@ def draw(runs: Sequence[RunCurves]) -> Figure:
         axes = figure.subplots(
             len(panels), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights, "hspace": 0.45}
         )[:, 0]
-        figure.subplots_adjust(left=0.09, right=0.72, top=1 - 0.6 / tall, bottom=0.5 / tall)
+        figure.subplots_adjust(left=0.09, right=0.72, top=1 - 0.75 / tall, bottom=0.5 / tall)
         for panel, below in zip(panels, axes, strict=True):
             _fill(below, panel, runs)
         for place, run in enumerate(runs):
@@ -187,7 +187,14 @@ def draw(runs: Sequence[RunCurves]) -> Figure:
                 list(axes), run, COLOURS[place % len(COLOURS)] if len(runs) > 1 else "#555555", len(runs) == 1
             )
         axes[-1].set_xlabel("step")
-        figure.suptitle(", ".join(_short(run.name) for run in runs), x=0.09, ha="left", fontsize=12)
+        figure.suptitle(
+            ", ".join(_short(run.name) for run in runs),
+            x=0.09,
+            y=1 - 0.25 / tall,
+            ha="left",
+            va="center",
+            fontsize=12,
+        )
     return figure
 
 
@@ -318,7 +325,7 @@ def _lowest(axes: Axes, run: RunCurves, curve: Curve, several: bool) -> None:
         markerfacecolor="none",
         color="#222222",
         gid=f"{run.name}/lowest" if several else "lowest",
-        label=f"lowest: {values[at]:.4g} at step {steps[at]:.0f}",
+        label=f"{_short(run.name) + ': ' if several else ''}lowest, {values[at]:.4g} at step {steps[at]:.0f}",
     )
 
 

@@ -6,6 +6,8 @@ metric that no run has takes no room. Nothing here changes matplotlib's global s
 
 from __future__ import annotations
 
+import io
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -165,14 +167,14 @@ def draw(runs: Sequence[RunCurves]) -> Figure:
     Raises:
         UserError: no run has a number that can be drawn.
     """
-    from matplotlib.figure import Figure
-
     panels = [panel for panel in PANELS if any(_drawable(run, one) for run in runs for one in panel.curves)]
     if not panels:
         raise UserError(
             f"there is nothing to draw: no step of {', '.join(run.name for run in runs)} has a finite number in it"
         )
     with _style():
+        from matplotlib.figure import Figure
+
         heights = [panel.height for panel in panels]
         tall = 1.0 + 1.7 * sum(heights)
         figure = Figure(figsize=(10, tall), facecolor="white")
@@ -200,8 +202,6 @@ def draw(runs: Sequence[RunCurves]) -> Figure:
 
 def save(figure: Figure, path: Path) -> None:
     """Write it as SVG or PNG; the file is complete or not there, and refers to nothing outside itself."""
-    import io
-
     drawn = io.BytesIO()
     suffix = path.suffix[1:]
     with _style():
@@ -369,10 +369,17 @@ def _short(name: str) -> str:
 
 @contextmanager
 def _style() -> Iterator[None]:
-    """matplotlib's defaults and `STYLE`, whatever the user has set, who gets it back."""
-    import matplotlib
+    """matplotlib's defaults and `STYLE`, whatever the user has set, who gets it back. It says nothing meanwhile: the
+    first time on a machine it would tell of its font cache in the middle of a run."""
+    logger = logging.getLogger("matplotlib")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        import matplotlib
 
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(STYLE)
-        yield
+        with matplotlib.rc_context():
+            matplotlib.rcdefaults()
+            matplotlib.rcParams.update(STYLE)
+            yield
+    finally:
+        logger.setLevel(level)

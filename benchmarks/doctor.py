@@ -34,7 +34,6 @@ LEAST_DISK = GIB
 LEAST_MEMORY = 4 * GIB
 OLDEST_MACOS = 14
 OPTIONAL = {
-    "matplotlib": "mlx_sumrl[plot]",
     "tensorboard": "mlx_sumrl[track]",
     "wandb": "mlx_sumrl[track]",
     "mlx-lm-lora": "mlx_sumrl[bench]",

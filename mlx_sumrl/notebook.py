@@ -17,7 +17,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from mlx_sumrl.config import DataConfig, EvaluationConfig, LengthConfig, PolicyConfig, RunConfig, SftConfig
+from mlx_sumrl.config import (
+    AnswerConfig,
+    DataConfig,
+    EvaluationConfig,
+    LengthConfig,
+    PolicyConfig,
+    RunConfig,
+    SftConfig,
+)
 from mlx_sumrl.data.example import Example
 from mlx_sumrl.data.examples import load_examples as load_rows
 from mlx_sumrl.data.examples import make_example
@@ -33,6 +41,7 @@ from mlx_sumrl.reporting.progress import Progress, make_progress
 from mlx_sumrl.reporting.run_folder import RECORDS, RunFolder
 from mlx_sumrl.rewards.scoring import build_rewards
 from mlx_sumrl.rollouts import LocalSampler, Sampling
+from mlx_sumrl.rollouts.answer_part import AnswerPart
 from mlx_sumrl.training.stages import STAGED
 from mlx_sumrl.training.trainer import Trainer
 
@@ -133,11 +142,13 @@ def evaluate(
     tolerance: int | None = None,
     max_tokens: int | None = None,
     force_length: int | None = None,
+    answer: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """One greedy summary per example, scored for length and overlap with its reference.
 
-    ``force_length`` makes every summary exactly that long: the length-matched baseline. Raises `UserError`.
+    ``force_length`` makes every summary exactly that long: the length-matched baseline. ``answer`` is the room of
+    options (``{"after": "</think>"}``) that says which part of what is written counts. Raises `UserError`.
     """
     _check_examples(examples, "evaluate on")
     length = _length(target, tolerance)
@@ -152,6 +163,7 @@ def evaluate(
             Sampling(temperature=0, max_tokens=limit, min_tokens=force_length or 0),
             batch,
             progress=lambda done, total: shown.update(done, {}),
+            answers=AnswerPart.of(_validated(AnswerConfig, answer or {}), policy.tokenizer),
         )
 
 

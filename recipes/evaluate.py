@@ -68,9 +68,16 @@ def main() -> None:
             config.batch_size,
             config.seed,
             progress=lambda done, total: progress.update(done, {}),
+            answers=config.answers(policy),
         )
     title = f"{len(result.rows)} rows, target {length.target} ± {length.tolerance}"
     console.print(comparison_table({Path(config.model).name: result}, title))
+    if "reasoning_unfinished" in result.summary:
+        console.print(
+            f"answers alone: {result.summary['reasoning_length']:.1f} tokens before them on average, "
+            f"{result.summary['reasoning_unfinished']:.1%} of completions never came to one",
+            highlight=False,
+        )
     if result.meteor_missing:
         console.print(f"no METEOR: {result.meteor_missing}", highlight=False, markup=False)
     if config.out:

@@ -36,7 +36,10 @@ def export(policy: Policy, config: RunConfig | SftRunConfig, run: Path, step: in
             export_peft(policy, folder / "peft")
     if options.fused or options.gguf:
         export_model(policy, folder / "model", _unpacked(policy, config))
-        write_prompting(folder / "model", config.data, config.length)
+        if isinstance(config, RunConfig):
+            write_prompting(folder / "model", config.data, config.length, config.answer)
+        else:
+            write_prompting(folder / "model", config.data, config.length, None, config.masking.reasoning)
     if options.gguf:
         export_gguf(folder / "model", folder / "gguf", config.data.system)
     write_json(run / STEP, {"step": step})

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from mlx_sumrl.config import DEFAULT_DTYPE, DataConfig, Dtype, LengthConfig, PolicyConfig, Room
-from mlx_sumrl.data.prompting import as_trained
+from mlx_sumrl.config import (
+    DEFAULT_DTYPE,
+    AnswerConfig,
+    DataConfig,
+    Dtype,
+    LengthConfig,
+    PolicyConfig,
+    Room,
+)
+from mlx_sumrl.data.prompting import ReasoningMode, answer_as_trained, as_trained, asked_to_reason
 from mlx_sumrl.policy.loading import load_policy
 from mlx_sumrl.policy.policy import Policy
+from mlx_sumrl.rollouts.answer_part import AnswerPart
 
 
 class GivenModel(Room):
@@ -23,6 +32,11 @@ class GivenModel(Room):
     """How the text is put to the model; as in training where its folder says how."""
     length: LengthConfig = LengthConfig()
     """What the instruction asks for, and what counts as within."""
+    answer: AnswerConfig = AnswerConfig()
+    """Which part of what it writes counts; as in training where its folder says so."""
+    reasoning: ReasoningMode | None = None
+    """Ask under the system prompt that switched reasoning on or off in training (masking.reasoning); on, the answer
+    is what follows `</think>`."""
     max_tokens: int = Field(default=128, gt=1)
     """Most tokens of a summary, the stop token counted."""
     temperature: float = Field(default=0.0, ge=0)
@@ -35,7 +49,12 @@ class GivenModel(Room):
 
         Raises `UserError` for what cannot be loaded or leaves no room.
         """
-        policy = load_policy(PolicyConfig(model=self.model, dtype=self.dtype), adapter=self.adapter)
         data, length = as_trained(self.model, self.data, self.length)
+        data = asked_to_reason(self.model, data, self.data, self.reasoning)
+        policy = load_policy(PolicyConfig(model=self.model, dtype=self.dtype), adapter=self.adapter)
         room = policy.room_for_prompt(data.max_prompt_tokens, max_tokens)
         return policy, data.model_copy(update={"max_prompt_tokens": room}), length
+
+    def answers(self, policy: Policy) -> AnswerPart:
+        """What finds the answer in a completion. Raises `UserError` for a folder that cannot be read."""
+        return AnswerPart.of(answer_as_trained(self.model, self.answer, self.reasoning), policy.tokenizer)

@@ -22,10 +22,12 @@ from mlx_sumrl.evaluation.results import Evaluation
 from mlx_sumrl.evaluation.table import comparison_table
 from mlx_sumrl.options.command_line import parse_command
 from mlx_sumrl.policy.policy import Policy
+from mlx_sumrl.reporting.curve_file import CURVES
 from mlx_sumrl.reporting.progress import Progress, make_progress
 from mlx_sumrl.reporting.run_folder import RunFolder
 from mlx_sumrl.rewards.scoring import build_rewards
 from mlx_sumrl.rollouts import LocalSampler, Sampling, TrainingSampler
+from mlx_sumrl.rollouts.answer_part import AnswerPart
 from mlx_sumrl.rollouts.types import NoSamplerError
 from mlx_sumrl.training.preparation import Prepared, prepare
 from mlx_sumrl.training.trainer import Trainer
@@ -129,6 +131,7 @@ def evaluated(
         sampling,
         config.evaluation.batch_size,
         progress=lambda done, total: progress.update(done, {}),
+        answers=AnswerPart.of(config.answer, policy.tokenizer),
     )
     progress.finish()
     run.write_json(file.relative_to(run.path), result.to_json())
@@ -163,6 +166,8 @@ def report(
     console.print()
     for path in exported:
         console.print(f"exported {path}", markup=False, highlight=False)
+    if (run.path / CURVES).is_file():
+        console.print(f"curves {run.path / CURVES}", markup=False, highlight=False)
     console.print(f"run folder {run.path}", markup=False, highlight=False)
     if exported:
         console.print(how_to_share(run.path), markup=False, highlight=False, soft_wrap=True)

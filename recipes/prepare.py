@@ -147,9 +147,22 @@ def _said(prepared: Prepared, card: dict[str, Any], out: Path) -> str:
         f"duplicates: {duplicates['exact_rows']} exact (rows), {duplicates['near_pairs']} near (pairs); "
         f"leakage: {leakage['rows']} rows"
         + (", left out" if leakage["left_out"] and leakage["rows"] else ""),
+        *_mix(card),
         f"wrote {out}; the card for people is {out / 'README.md'}",
     ]
     return "\n".join(lines)
+
+
+def _mix(card: dict[str, Any]) -> list[str]:
+    """Where sources were drawn from: what there was and what is here."""
+    sources = card["sources"]
+    if all(one["weight"] is None and one["limit"] is None for one in sources):
+        return []
+    told = [
+        f"{one['name']} {one['offered']} ({one['offered_share']:.1%}) -> {one['written']} ({one['written_share']:.1%})"
+        for one in sources
+    ]
+    return ["drawn from sources: " + ", ".join(told)]
 
 
 if __name__ == "__main__":

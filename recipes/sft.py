@@ -20,6 +20,7 @@ from rich.table import Table
 
 from mlx_sumrl.config import SftRunConfig
 from mlx_sumrl.options.command_line import exit_code_of, parse_command
+from mlx_sumrl.reporting.curve_file import CURVES
 from mlx_sumrl.reporting.progress import Progress, make_progress
 from mlx_sumrl.reporting.run_folder import RunFolder
 from mlx_sumrl.training.supervised_preparation import prepare_sft
@@ -94,6 +95,8 @@ def report(run: RunFolder, trainer: SupervisedTrainer, step: int, exported: Sequ
     what = "the lowest held-out loss" if measured and step == trainer.best_step else "the last step"
     for path in exported:
         console.print(f"exported {path} (step {step}, {what})", markup=False, highlight=False, soft_wrap=True)
+    if (run.path / CURVES).is_file():
+        console.print(f"curves {run.path / CURVES}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"run folder {run.path}", markup=False, highlight=False, soft_wrap=True)
     if exported:
         console.print(how_to_share(run.path), markup=False, highlight=False, soft_wrap=True)

@@ -11,7 +11,7 @@ import sys
 from mlx_sumrl.data.examples import make_example
 from mlx_sumrl.errors import UserError
 from mlx_sumrl.options.command_line import exit_code_of, parse
-from mlx_sumrl.rollouts import LocalSampler, Sampling
+from mlx_sumrl.rollouts import Group, LocalSampler, Sampling
 from recipes.given_model import GivenModel
 
 DESCRIPTION = "Summarise one text: the last argument, or standard input. Its length goes to standard error."
@@ -38,10 +38,19 @@ def main() -> None:
     policy, data, length = config.loaded(config.max_tokens)
     example = make_example(text, data, policy.tokenizer, length.target)
     sampling = Sampling(config.temperature, max_tokens=config.max_tokens)
-    completion = LocalSampler(policy).sample([example], 1, sampling, config.seed)[0].completions[0]
-    print(completion.text.strip())
-    ending = "" if completion.finish_reason == "stop" else ", cut there"
-    print(f"{completion.length} tokens{ending}", file=sys.stderr)
+    groups = LocalSampler(policy).sample([example], 1, sampling, config.seed)
+    answers = config.answers(policy)
+    [written], [answer] = groups[0].completions, answers.shown(groups)[0].completions
+    ending = "" if written.finish_reason == "stop" else ", cut there"
+    if answers.metrics(groups, [Group(example, (answer,))]).get("reasoning/unfinished"):
+        raise UserError(
+            f"there is no answer: {answers.options.after!r} never came in {written.length} tokens{ending}; give more "
+            "--max_tokens, or --answer.after null to see all that was written"
+        )
+    print(answer.text.strip())
+    before = len(written.content_ids) - len(answer.content_ids)
+    thought = f", after {before} of reasoning" if before else ""
+    print(f"{answer.length} tokens{thought}{ending}", file=sys.stderr)
 
 
 def _is_bare_option(argument: str) -> bool:

@@ -6,6 +6,7 @@ A run is described by one `RunConfig`: a YAML file, then command-line options ov
 
 from __future__ import annotations
 
+from mlx_sumrl.config.answer import AnswerConfig
 from mlx_sumrl.config.data import DataConfig, GrammarConfig
 from mlx_sumrl.config.distill import (
     AnswerFilterConfig,
@@ -15,7 +16,7 @@ from mlx_sumrl.config.distill import (
     TeacherSourceConfig,
 )
 from mlx_sumrl.config.masking import MaskingConfig, ReasoningConfig
-from mlx_sumrl.config.named_run import CheckpointConfig, ExportConfig
+from mlx_sumrl.config.named_run import CheckpointConfig, CurvesConfig, ExportConfig
 from mlx_sumrl.config.policy import (
     DEFAULT_DTYPE,
     REFERENCE_BITS,
@@ -54,9 +55,11 @@ __all__ = [
     "DEFAULT_DTYPE",
     "REFERENCE_BITS",
     "STEP_METRICS",
+    "AnswerConfig",
     "AnswerFilterConfig",
     "CheckpointConfig",
     "ComparisonConfig",
+    "CurvesConfig",
     "DataConfig",
     "Decoding",
     "DistillConfig",

@@ -43,6 +43,8 @@ class DataConfig(Room):
     """The system prompt, if any."""
     chat_template: Literal["model", "none"] = "model"
     """`model`: the tokenizer's own chat template. `none`: the instruction as plain text."""
+    enable_thinking: bool | None = None
+    """Given to a chat template that has this switch (Qwen3's); null leaves the choice to the template."""
     max_prompt_tokens: int = Field(default=512, gt=0)
     """A longer prompt loses the end of its document, never any of its template."""
     train_rows: int | None = Field(default=None, gt=0)

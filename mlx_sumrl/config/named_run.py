@@ -28,6 +28,15 @@ class CheckpointConfig(Room):
     """Checkpoints kept; older ones are removed once a newer one is whole."""
 
 
+class CurvesConfig(Room):
+    """When curves.svg is drawn: at evaluations and checkpoints, and whenever a phase ends."""
+
+    draw: bool = True
+    """Draw it at all; `python -m recipes.curves` does it later, too."""
+    every_s: float = Field(default=60.0, ge=0, allow_inf_nan=False)
+    """Seconds between two drawings, at least; more where one takes more than a second."""
+
+
 class ExportConfig(Room):
     """What is written to export/ when the run ends."""
 
@@ -52,6 +61,7 @@ class NamedRunConfig(Room):
     """Where runs live."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """One seed gives one run, bit for bit, on one machine."""
+    curves: CurvesConfig = CurvesConfig()
 
     @property
     def folder(self) -> Path:

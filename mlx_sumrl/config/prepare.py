@@ -59,6 +59,11 @@ class SourceConfig(ReadingConfig):
     """Files or folders to read in place of the hub; on the command line --from after its --source."""
     config_name: str | None = None
     """Configuration of a Hugging Face dataset, as `3.0.0`."""
+    limit: int | None = Field(default=None, gt=0)
+    """Take at most so many of its usable rows, drawn at random, all splits together; `rows` reads the first only."""
+    weight: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Its part of the rows beside the other sources' weights: 3 beside 1 makes three quarters. As many rows are drawn
+    as the scarcest source allows, none twice. Give each source one, or none; without weights all rows are taken."""
 
 
 class SplitConfig(Room):
@@ -160,10 +165,20 @@ class PrepareConfig(ReadingConfig):
     def _check(self) -> Self:
         if self.filters.unit == "tokens" and self.tokenizer is None:
             raise ValueError("filters.unit is tokens, which needs --tokenizer, the folder of a model")
+        unweighted = [one.source for one in self.sources if one.weight is None]
+        if unweighted and len(unweighted) < len(self.sources):
+            raise ValueError(
+                f"{unweighted[0]} has no weight, but another source has one: give each source a weight, or none"
+            )
         dated = [one.date_column or self.date_column for one in self.sources]
         if self.split.by == "time" and not all(dated):
             raise ValueError("split.by is time, which needs --date_column, a column with a date")
         return self
+
+    @property
+    def weighted(self) -> bool:
+        """Whether sources are mixed by weight."""
+        return self.sources[0].weight is not None
 
     @property
     def split_by(self) -> SplitBy:

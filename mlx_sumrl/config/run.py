@@ -6,6 +6,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
+from mlx_sumrl.config.answer import AnswerConfig
 from mlx_sumrl.config.data import DataConfig
 from mlx_sumrl.config.named_run import CheckpointConfig, ExportConfig, NamedRunConfig, RunName
 from mlx_sumrl.config.policy import PolicyConfig
@@ -42,6 +43,7 @@ class RunConfig(NamedRunConfig):
     policy: PolicyConfig
     data: DataConfig = DataConfig()
     length: LengthConfig = LengthConfig()
+    answer: AnswerConfig = AnswerConfig()
     sampling: SamplingConfig = SamplingConfig()
     sft: SftConfig | None = None
     grpo: GrpoConfig = GrpoConfig()

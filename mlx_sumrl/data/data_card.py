@@ -56,17 +56,7 @@ def make_card(
         "splits": splits,
         "split_by": config.split_by,
         "seed": config.seed,
-        "sources": [
-            {
-                "name": source.name,
-                "read_from": source.read_from,
-                "records": source.records,
-                "licence": source.licence,
-                "instruction": source.instruction,
-                "language": source.language,
-            }
-            for source in prepared.sources
-        ],
+        "sources": _sources_account(prepared, config),
         "left_out": {
             reason: {"rows": len(ids), "ids": ids}
             for reason, ids in sorted(prepared.dropped.items(), key=lambda item: (-len(item[1]), item[0]))
@@ -76,6 +66,42 @@ def make_card(
         "options": config.model_dump(mode="json"),
         **made_with,
     }
+
+
+def _sources_account(prepared: Prepared, config: PrepareConfig) -> list[dict[str, Any]]:
+    """What each source gave: rows read, rows that could be taken, rows that were, and what was asked of it."""
+    places = {id(row): place for place, source in enumerate(prepared.sources) for row in source.rows}
+    written = {
+        name: Counter(places[id(row)] for row in rows if id(row) in places)
+        for name, rows in prepared.splits.items()
+    }
+    weights = [source.weight or 0.0 for source in config.sources]
+    accounts = []
+    for place, (source, asked) in enumerate(zip(prepared.sources, config.sources, strict=True)):
+        here = {name: count[place] for name, count in written.items()}
+        accounts.append(
+            {
+                "name": source.name,
+                "read_from": source.read_from,
+                "records": source.records,
+                "offered": prepared.offered[place],
+                "offered_share": _share(prepared.offered[place], sum(prepared.offered)),
+                "limit": asked.limit,
+                "weight": asked.weight,
+                "asked_share": weights[place] / sum(weights) if config.weighted else None,
+                "written": sum(here.values()),
+                "written_share": _share(sum(here.values()), sum(map(Counter.total, written.values()))),
+                "shares": {name: _share(count, written[name].total()) for name, count in here.items()},
+                "licence": source.licence,
+                "instruction": source.instruction,
+                "language": source.language,
+            }
+        )
+    return accounts
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else 0.0
 
 
 def _split_account(rows: Sequence[PreparedRow]) -> dict[str, Any]:
@@ -223,10 +249,30 @@ def _splits_table(card: Mapping[str, Any]) -> str:
 
 
 def _sources_table(card: Mapping[str, Any]) -> str:
-    return _table(
-        ["source", "read from", "rows", "licence"],
-        [[s["name"], ", ".join(s["read_from"]), s["records"], s["licence"]] for s in card["sources"]],
+    sources = card["sources"]
+    table = _table(
+        ["source", "read from", "rows", "here", "licence"],
+        [[s["name"], ", ".join(s["read_from"]), s["records"], s["written"], s["licence"]] for s in sources],
     )
+    if all(s["weight"] is None and s["limit"] is None for s in sources):
+        return table
+    splits = list(card["splits"])
+    mix = _table(
+        ["source", "weight", "asked for", "limit", "could be taken", "are here", *splits],
+        [
+            [
+                s["name"],
+                "" if s["weight"] is None else f"{s['weight']:g}",
+                "" if s["asked_share"] is None else f"{s['asked_share']:.1%}",
+                s["limit"] or "",
+                f"{s['offered']} ({s['offered_share']:.1%})",
+                f"{s['written']} ({s['written_share']:.1%})",
+                *(f"{s['shares'][name]:.1%}" for name in splits),
+            ]
+            for s in sources
+        ],
+    )
+    return f"{table}\n\nRows of sources were drawn, without replacement, as was asked:\n\n{mix}"
 
 
 def _instructions(card: Mapping[str, Any]) -> list[str]:

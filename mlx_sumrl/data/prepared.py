@@ -17,6 +17,7 @@ from mlx_sumrl.data.duplicates import Duplicates, clusters, find_duplicates
 from mlx_sumrl.data.leakage import Leak, find_leaks, refuse
 from mlx_sumrl.data.prepared_row import PreparedRow
 from mlx_sumrl.data.row_filters import CountTokens, reasons, row_language
+from mlx_sumrl.data.source_mix import OVER_LIMIT, OVER_WEIGHT, by_weight, stratified_split, within_limits
 from mlx_sumrl.data.source_rows import SourceRows, read_source
 from mlx_sumrl.data.splits import Sizes, random_split, time_split
 from mlx_sumrl.errors import UserError
@@ -39,18 +40,21 @@ class Prepared:
     renamed: int
     """Rows whose id another row had already."""
     rows: list[PreparedRow]
-    """The rows that `duplicates` and `leaks` count: all that passed the filters."""
+    """The rows that `duplicates` and `leaks` count: all that passed the filters, and the limits and weights of their
+    sources but for `split.by: source`, where weights act on each split by itself, after leaks were left out."""
     duplicates: Duplicates
     leaks: list[Leak]
     """Leaks between the splits; those of `leakage: drop` are left out of them."""
     assigned: list[SplitName]
     """The split of each of `rows`, before leaks were left out."""
+    offered: list[int]
+    """Rows of each of `sources` that could have been taken, before its limit and its weight."""
 
 
 def prepare(
     config: PrepareConfig, count_tokens: CountTokens | None = None, progress: Progress | None = None
 ) -> Prepared:
-    """Read, filter, find duplicates, split, look for leaks.
+    """Read, filter, find duplicates, mix, split, look for leaks.
 
     Raises:
         UserError: a source that cannot be had, a split that gets no row, or leaks that are not allowed.
@@ -83,7 +87,15 @@ def prepare(
     progress.update(len(rows), {})
     rows, duplicates = _without_duplicates(rows, duplicates, config, dropped)
 
-    assigned = assign(rows, duplicates, config)
+    places = {id(row): place for place, source in enumerate(sources) for row in source.rows}
+    offered = np.bincount([places[id(row)] for row in rows], minlength=len(sources)).tolist()
+    given_splits = config.split_by == "source"
+    for draws, reason in ((within_limits, OVER_LIMIT), *([] if given_splits else [(by_weight, OVER_WEIGHT)])):
+        kept = draws([places[id(row)] for row in rows], config.sources, config.seed)
+        _count_others(rows, kept, reason, dropped)
+        rows, duplicates = [rows[index] for index in kept], duplicates.among(kept)
+
+    assigned = assign(rows, duplicates, config, [places[id(row)] for row in rows])
     leaks = find_leaks(assigned, duplicates, [row.group for row in rows])
     if config.leakage == "error":
         refuse(leaks, rows, assigned)
@@ -100,14 +112,20 @@ def prepare(
             for index, (row, split) in enumerate(zip(rows, assigned, strict=True))
             if split == name and index not in leaking
         ]
+        if given_splits:
+            kept = by_weight([places[id(row)] for row in members], config.sources, config.seed)
+            _count_others(members, kept, OVER_WEIGHT, dropped)
+            members = [members[index] for index in kept]
         if members:
             splits[name] = _ordered(members, config)
     _check_splits(splits, set(assigned), config)
-    return Prepared(splits, sources, dropped, renamed, rows, duplicates, leaks, assigned)
+    return Prepared(splits, sources, dropped, renamed, rows, duplicates, leaks, assigned, offered)
 
 
-def assign(rows: Sequence[PreparedRow], duplicates: Duplicates, config: PrepareConfig) -> list[SplitName]:
-    """The split of each row.
+def assign(
+    rows: Sequence[PreparedRow], duplicates: Duplicates, config: PrepareConfig, source_of: Sequence[int]
+) -> list[SplitName]:
+    """The split of each row; ``source_of`` says which source each is of. Sources with weights are split one by one.
 
     Raises:
         UserError: no row is left to train on, or dates cannot be cut.
@@ -123,7 +141,20 @@ def assign(rows: Sequence[PreparedRow], duplicates: Duplicates, config: PrepareC
     for index, row in enumerate(rows):
         if row.group is not None:
             links.append((firsts.setdefault(row.group, index), index))
-    return random_split(clusters(len(rows), links), sizes, config.seed)
+    together = clusters(len(rows), links)
+    if config.weighted:
+        return stratified_split(together, source_of, sizes, config.seed)
+    return random_split(together, sizes, config.seed)
+
+
+def _count_others(
+    rows: Sequence[PreparedRow], kept: Sequence[int], reason: str, dropped: dict[str, list[str]]
+) -> None:
+    """Count the rows that were not drawn."""
+    taken = set(kept)
+    others = [row.id for index, row in enumerate(rows) if index not in taken]
+    if others:
+        dropped.setdefault(reason, []).extend(others)
 
 
 def _check_kinds(rows: Sequence[PreparedRow]) -> None:

@@ -53,6 +53,7 @@ class PromptTemplate:
         self._config = config
         self._tokenizer = tokenizer
         self._parts = _parse(config, columns, source)
+        self._switches = template_switches(config, tokenizer)
         self._head, self._tail = self._frame()
 
     def fill(self, fields: Mapping[str, Any], document: str, target_length: int) -> Prompt:
@@ -131,8 +132,26 @@ class PromptTemplate:
             return f"{self._head}{turn}"
         messages = [{"role": "system", "content": self._config.system}] if self._config.system else []
         messages.append({"role": "user", "content": turn})
-        rendered = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        rendered = self._tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, **self._switches
+        )
         return str(rendered)
+
+
+def template_switches(config: DataConfig, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """What the options give to the chat template beside the messages.
+
+    Raises:
+        UserError: the template does not have the switch.
+    """
+    if config.enable_thinking is None:
+        return {}
+    if config.chat_template == "none" or "enable_thinking" not in str(tokenizer.chat_template):
+        raise UserError(
+            f"data.enable_thinking is {str(config.enable_thinking).lower()}, but the chat template of "
+            f"{tokenizer.name_or_path} has no such switch: leave it out"
+        )
+    return {"enable_thinking": config.enable_thinking}
 
 
 def _parse(config: DataConfig, columns: Sequence[str], source: str) -> list[tuple[str, str | None]]:

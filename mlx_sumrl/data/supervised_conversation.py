@@ -19,7 +19,7 @@ from mlx_sumrl.data.conversations import (
 )
 from mlx_sumrl.data.encoding import Span
 from mlx_sumrl.data.examples import is_blank
-from mlx_sumrl.data.prompts import UnusableRowError
+from mlx_sumrl.data.prompts import UnusableRowError, template_switches
 from mlx_sumrl.data.reasoning import split_thought
 from mlx_sumrl.data.sources import Row
 from mlx_sumrl.data.supervised_example import SupervisedExample
@@ -65,7 +65,7 @@ class ConversationRows:
         self._tokenizer = tokenizer
         self._limits = limits
         self._each = masking.learn == "assistant_turns"
-        self._template = TurnTemplate(tokenizer, self._each)
+        self._template = TurnTemplate(tokenizer, self._each, template_switches(data, tokenizer))
 
     def has_trace(self, row: Row) -> bool:
         """Whether its last answer has a thought before it."""

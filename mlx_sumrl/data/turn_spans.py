@@ -10,10 +10,10 @@ the model is given when it is asked. A template that hides this place is refused
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mlx_sumrl.data.conversations import ASSISTANT, Turn
 from mlx_sumrl.data.encoding import Span
@@ -69,14 +69,18 @@ class _Frame:
 class TurnTemplate:
     """A tokenizer's chat template, looked at once for each shape of conversation."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, each: bool) -> None:
-        """`each`: every answer of a conversation is asked for, else only the last.
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, each: bool, switches: Mapping[str, Any] | None = None
+    ) -> None:
+        """`each`: every answer of a conversation is asked for, else only the last. `switches` are given to the
+        template beside the messages.
 
         Raises:
             UserError: the tokenizer has no chat template.
         """
         self._tokenizer = tokenizer
         self._each = each
+        self._switches = dict(switches or {})
         self._name = tokenizer.name_or_path or "this model"
         self._frames: dict[_Shape, _Frame] = {}
         self._trims: dict[_Shape, tuple[Callable[[str], str], ...]] = {}
@@ -175,7 +179,7 @@ class TurnTemplate:
         messages = [{"role": turn.role, "content": turn.content} for turn in turns]
         try:
             rendered = self._tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=ask
+                messages, tokenize=False, add_generation_prompt=ask, **self._switches
             )
         except Exception as error:  # a template raises what jinja and its author like
             cause = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -32,6 +32,8 @@ class Row:
     finish_reason: FinishReason
     metrics: dict[str, float | None]
     """``within`` (0 or 1), ``exact`` (0 or 1), the ROUGE metrics and ``meteor`` of this row."""
+    completion: str | None = None
+    """All that was written, where ``text`` is only the answer in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,14 @@ class Evaluation:
         return {
             "summary": dict(self.summary),
             "meteor_missing": self.meteor_missing,
-            "rows": [asdict(row) for row in self.rows],
+            "rows": [
+                {
+                    name: value
+                    for name, value in asdict(row).items()
+                    if name != "completion" or value is not None
+                }
+                for row in self.rows
+            ],
         }
 
     @classmethod

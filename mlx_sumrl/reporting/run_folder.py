@@ -32,7 +32,7 @@ CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 ROLLOUTS = "rollouts.jsonl"
 LOCK = ".lock"
-RECORDS = (METRICS, ROLLOUTS, "checkpoints", "evaluation", "export", "report.html")
+RECORDS = (METRICS, ROLLOUTS, "checkpoints", "evaluation", "export", "curves.svg", "report.html")
 """What a run leaves behind beside config.json."""
 PACKAGES = (
     *(

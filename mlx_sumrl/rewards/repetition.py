@@ -35,4 +35,4 @@ class RepetitionReward:
 
 def repetition(completion: Completion, ngram: int) -> float:
     """`repeated_share` of a completion without its stop token."""
-    return repeated_share(completion.token_ids[: completion.length], ngram)
+    return repeated_share(completion.content_ids, ngram)

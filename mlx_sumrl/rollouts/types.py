@@ -32,9 +32,14 @@ class Completion:
     """The ids decoded without special tokens."""
 
     @property
+    def content_ids(self) -> tuple[int, ...]:
+        """The ids without the stop token."""
+        return self.token_ids[:-1] if self.finish_reason == "stop" else self.token_ids
+
+    @property
     def length(self) -> int:
         """Generated tokens without the stop token: the unit in which lengths are asked for."""
-        return len(self.token_ids) - (self.finish_reason == "stop")
+        return len(self.content_ids)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,12 +16,19 @@ Metrics = dict[str, float | str]
 
 
 def rollout_metrics(
-    groups: Sequence[Group], scores: Scores, advantages: Advantages, policy_version: int, length: LengthConfig
+    groups: Sequence[Group],
+    scores: Scores,
+    advantages: Advantages,
+    policy_version: int,
+    length: LengthConfig,
+    shown: Sequence[Group] | None = None,
 ) -> Metrics:
-    """What a step's completions say by themselves, by DESIGN's metric names."""
+    """What a step's completions say by themselves, by DESIGN's metric names; ``shown`` are their answers, where these
+    are only a part of them."""
     completions = [completion for group in groups for completion in group.completions]
-    lengths = np.array([completion.length for completion in completions])
-    stopped = np.array([completion.finish_reason == "stop" for completion in completions])
+    answers = [answer for group in shown or groups for answer in group.completions]
+    lengths = np.array([answer.length for answer in answers])
+    stopped = np.array([answer.finish_reason == "stop" for answer in answers])
     ages = np.array([policy_version - completion.policy_version for completion in completions])
     metrics: Metrics = {
         "reward/mean": float(scores.total_PG.mean()),
@@ -39,9 +46,18 @@ def rollout_metrics(
 
 
 def rollout_records(
-    groups: Sequence[Group], scores: Scores, advantages: Advantages, step: int, stage: str
+    groups: Sequence[Group],
+    scores: Scores,
+    advantages: Advantages,
+    step: int,
+    stage: str,
+    shown: Sequence[Group] | None = None,
 ) -> list[dict[str, Any]]:
-    """One JSON object per group: its prompt, its completions, what each earned and why."""
+    """One JSON object per group: its prompt, its completions, what each earned and why.
+
+    Texts and finish reasons are those of whole completions; lengths, and texts under ``answer``, those of what is
+    ``shown`` to rewards, where that is only a part.
+    """
     return [
         {
             "step": step,
@@ -52,15 +68,18 @@ def rollout_records(
             "completions": [
                 {
                     "text": completion.text,
-                    "length": completion.length,
+                    **({"answer": answer.text} if answer is not completion else {}),
+                    "length": answer.length,
                     "finish_reason": completion.finish_reason,
                     "policy_version": completion.policy_version,
                     "rewards": {name: float(values[p, g]) for name, values in scores.components.items()},
                     "total": float(scores.total_PG[p, g]),
                     "advantage": float(advantages.values_PG[p, g]),
                 }
-                for g, completion in enumerate(group.completions)
+                for g, (completion, answer) in enumerate(
+                    zip(group.completions, seen.completions, strict=True)
+                )
             ],
         }
-        for p, group in enumerate(groups)
+        for p, (group, seen) in enumerate(zip(groups, shown or groups, strict=True))
     ]

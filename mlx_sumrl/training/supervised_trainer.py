@@ -23,6 +23,7 @@ from mlx_sumrl.data.example import Example
 from mlx_sumrl.data.order import batch_indices
 from mlx_sumrl.data.supervised_example import SupervisedExample
 from mlx_sumrl.policy.policy import Policy, Weights
+from mlx_sumrl.reporting.curve_file import CurveFile
 from mlx_sumrl.reporting.progress import Progress, SilentProgress
 from mlx_sumrl.reporting.run_folder import RunFolder
 from mlx_sumrl.rollouts.local import LocalSampler
@@ -71,6 +72,7 @@ class SupervisedTrainer:
         self.train_rows, self.held_out = train, held_out
         self.run = run
         self.progress = progress or SilentProgress()
+        self.curves = CurveFile(run.path, config.curves, self.progress.note) if run else None
         self.state = SupervisedState()
         self.guard = Guard(config.optimizer.max_bad_steps)
         self.optimizer = Optimizer(config.optimizer, derived_seed(config.seed, "rounding"))
@@ -138,6 +140,8 @@ class SupervisedTrainer:
                     due = state.step % self.config.checkpoint.every == 0 and not self.guard.in_a_row
                     if due or best or self.done or stop.asked:
                         self.save()
+                    if self.curves and (due or measured or self.done or stop.asked):
+                        self.curves.update(ends=self.done or stop.asked)
                     if measured and self.verdict.stop and not ends:
                         self.progress.note(self._stopped())
                     if stop.asked:

@@ -17,9 +17,11 @@ from mlx_sumrl.config import RunConfig, SftConfig, StageConfig
 from mlx_sumrl.data.example import Example
 from mlx_sumrl.data.order import batch_indices
 from mlx_sumrl.policy.policy import Policy
+from mlx_sumrl.reporting.curve_file import CurveFile
 from mlx_sumrl.reporting.progress import Progress, SilentProgress
 from mlx_sumrl.reporting.run_folder import RunFolder
 from mlx_sumrl.rewards.scoring import build_rewards
+from mlx_sumrl.rollouts.answer_part import AnswerPart
 from mlx_sumrl.rollouts.local import LocalSampler
 from mlx_sumrl.rollouts.types import Group, NoSamplerError, Sampling, TrainingSampler
 from mlx_sumrl.training.advantages import group_advantages
@@ -56,6 +58,8 @@ class Trainer:
         self.sampler = sampler or LocalSampler(policy, config.sampling.max_rows, config.sampling.cache_bits)
         self.run = run
         self.progress = progress or SilentProgress()
+        self.curves = CurveFile(run.path, config.curves, self.progress.note) if run else None
+        self.answers = AnswerPart.of(config.answer, policy.tokenizer)
         self.state = TrainState()
         self.guard = Guard(config.optimizer.max_bad_steps)
         self.optimizer = Optimizer(config.optimizer, derived_seed(config.seed, "rounding"))
@@ -119,9 +123,13 @@ class Trainer:
                     self.sampler.prepare(*asked(ahead))
             groups = self.sampler.sample(*asked(0))
             sampled = time.perf_counter()
-            scores = rewards.score(groups)
+            shown = self.answers.shown(groups)
+            scores = rewards.score(shown)
             advantages = group_advantages(scores.weighted_PGR, scores.weights_R, options)
-            metrics = rollout_metrics(groups, scores, advantages, self.state.policy_version, config.length)
+            metrics = rollout_metrics(
+                groups, scores, advantages, self.state.policy_version, config.length, shown
+            )
+            metrics |= self.answers.metrics(groups, shown)
             metrics |= self.sampler.report()
             rows = training_rows(groups, advantages.values_PG)
             rate = learning_rate(config.optimizer, self.state.phase_step, stage.steps, stage.learning_rate)
@@ -140,14 +148,10 @@ class Trainer:
                 metrics["loss"] = math.nan
             metrics |= {"time/rollout": sampled - started, "time/train": time.perf_counter() - trained}
             if self.run and self.state.phase_step % config.reporting.rollouts_every == 0:
+                count = config.reporting.rollout_groups
+                at = self.state.step + 1
                 self.run.append_rollouts(
-                    rollout_records(
-                        groups[: config.reporting.rollout_groups],
-                        scores,
-                        advantages,
-                        self.state.step + 1,
-                        stage.name,
-                    )
+                    rollout_records(groups[:count], scores, advantages, at, stage.name, shown[:count])
                 )
             return metrics
 
@@ -218,6 +222,8 @@ class Trainer:
                     # What a step skipped as not finite would save may be what broke it; the good ones stay.
                     if done or stop.asked or (due and not self.guard.in_a_row):
                         self.save()
+                    if self.curves and (due or done or stop.asked):
+                        self.curves.update(ends=bool(done or stop.asked))
                     if stop.asked:
                         raise KeyboardInterrupt
                     if done:

@@ -20,7 +20,7 @@ def made(text: str = "long") -> Prepared:
     from mlx_sumrl.data.duplicates import Duplicates
 
     return Prepared(
-        {"train": [row], "test": [row]}, [], {}, 0, [row, row], Duplicates([], []), [], ["train", "test"]
+        {"train": [row], "test": [row]}, [], {}, 0, [row, row], Duplicates([], []), [], ["train", "test"], []
     )
 
 

@@ -132,3 +132,23 @@ def test_a_row_without_a_column() -> None:
     made = template(DataConfig(instruction="{title} {document}"), CHATML, "document", "title")
     with pytest.raises(UnusableRowError, match="no title"):
         made.fill({"title": None}, "a cat", 64)
+
+
+SWITCHED = CHATML.replace(
+    "assistant\n'}}",
+    "assistant\n'}}{% if enable_thinking is false %}{{'<think>\n\n</think>\n\n'}}{% endif %}",
+)
+
+
+@pytest.mark.parametrize(("thinks", "tail"), [(None, ""), (True, ""), (False, "<think>\n\n</think>\n\n")])
+def test_a_template_that_can_switch_thoughts_off(thinks: bool | None, tail: str) -> None:
+    config = DataConfig(instruction="{document}", enable_thinking=thinks)
+    prompt = template(config, SWITCHED).fill({}, "a text", 64)
+    assert prompt.text == f"<|im_start|>user\na text<|im_end|>\n<|im_start|>assistant\n{tail}"
+
+
+@pytest.mark.parametrize("chat_template", ["model", "none"])
+def test_a_template_that_cannot(chat_template: str) -> None:
+    config = DataConfig.model_validate({"enable_thinking": False, "chat_template": chat_template})
+    with pytest.raises(UserError, match=r"data\.enable_thinking is false.*leave it out"):
+        template(config, CHATML)

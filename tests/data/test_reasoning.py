@@ -1,4 +1,4 @@
-"""Where thoughts end, how long answers are, and which rows keep their trace."""
+"""Where thoughts end, and which rows keep their trace."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from mlx_sumrl.config import DataConfig, MaskingConfig, ReasoningConfig
-from mlx_sumrl.data.reasoning import answer_length, answer_text, kept_traces, split_thought, with_thought
+from mlx_sumrl.data.reasoning import kept_traces, split_thought, with_thought
 from mlx_sumrl.data.sources import Row, Rows
 from mlx_sumrl.data.supervised import LoadedSupervised, load_supervised
 from mlx_sumrl.errors import UserError
@@ -39,7 +39,6 @@ from .made_tokenizers import byte_tokenizer, control
 )
 def test_split(text: str, thought: str, answer: str) -> None:
     assert split_thought(text) == (thought, answer)
-    assert answer_text(text) == answer
 
 
 @settings(deadline=None)
@@ -48,32 +47,6 @@ def test_what_is_put_together_comes_apart(thought: str, answer: str) -> None:
     text, spans = with_thought(thought, answer)
     assert [text[a:b] for a, b in spans] == [thought, answer]
     assert split_thought(text) == (thought.strip(), answer.lstrip())
-
-
-@pytest.mark.parametrize(
-    ("ids", "close", "length"),
-    [
-        ([1, 5, 5, 2, 7, 8, 9], [2], 3),
-        ([1, 5, 2, 5, 2, 7], [2], 1),  # the last one counts
-        ([7, 8, 9], [2], 3),
-        ([1, 5, 2], [2], 0),
-        ([1, 5, 5], [2], 0),  # never closed
-        ([1, 5, 2, 7, 1, 5], [2], 0),  # opened again
-        ([7, 2, 3, 8, 2, 4], [2, 3], 3),
-        ([2, 3, 2, 3, 2], [2, 3], 1),
-        ([3], [2, 3], 1),
-        ([], [2], 0),
-        ([1, 5, 2, 6, 6, 7, 6], [2], 2),  # line breaks after the tag are no part of the answer
-        ([6, 7, 8], [2], 3),  # without a tag all is counted
-    ],
-)
-def test_length_of_the_answer(ids: list[int], close: list[int], length: int) -> None:
-    assert answer_length(ids, close, open_ids=[1], blank_ids={6}) == length
-
-
-def test_length_needs_the_tag() -> None:
-    with pytest.raises(ValueError, match="close_ids"):
-        answer_length([1], [])
 
 
 @pytest.mark.parametrize(
@@ -195,6 +168,26 @@ def test_a_template_that_knows_thoughts() -> None:
     assert "old" not in tokenizer.decode(example.prompt_ids)
     with pytest.raises(UserError, match=r"says or thinks.*masking\.learn: answer"):
         load([{"messages": messages}], tokenizer, reasoning={"share": 1}, learn="assistant_turns")
+
+
+@pytest.mark.parametrize("thinks", [True, False])
+def test_conversations_are_asked_with_the_switch(thinks: bool) -> None:
+    """Qwen3's writes an empty thought itself where thinking is off: nothing of it is learned."""
+    switch = "{% if enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}"
+    tokenizer = thinking(QWEN3.removesuffix("{% endif %}") + switch)
+    rows = Rows("f", [Row("f:0", as_messages({"document": "q", "summary": "yes"}))])
+    (example,) = load_supervised(
+        rows,
+        DataConfig(enable_thinking=thinks),
+        MaskingConfig(),
+        tokenizer,
+        400,
+        tokenizer.convert_tokens_to_ids(IM[1]),
+        64,
+    ).examples
+    off = "<think>\n\n</think>\n\n"
+    assert tokenizer.decode(example.prompt_ids).endswith("assistant\n" + off * (not thinks))
+    assert tokenizer.decode(example.answer_ids) == off * thinks + "yes<|im_end|>"
 
 
 def test_every_thought_of_a_conversation_where_the_template_keeps_them() -> None:

@@ -76,7 +76,15 @@ def test_staged_from_start_to_end(staged: Job, program: Program, tmp_path: Path)
     # The folder, as DESIGN has it.
     files = staged.files()
     assert {name.split("/")[0] for name in files} - {".lock", "base"} == {
-        *("config.json", "metrics.jsonl", "rollouts.jsonl", "checkpoints", "evaluation", "export"),
+        *(
+            "config.json",
+            "metrics.jsonl",
+            "rollouts.jsonl",
+            "curves.svg",
+            "checkpoints",
+            "evaluation",
+            "export",
+        ),
         *("provenance.json", "exported.json"),
     }
     assert {name for name in files if name.startswith("evaluation/")} == {

@@ -35,7 +35,7 @@ class EvaluateConfig(GivenModel):
     data: DataConfig = DataConfig()
     """`data.evaluation` names the rows; prompts are as in training where the model's folder says how."""
     force_length: int | None = Field(default=None, gt=0)
-    """Make every summary exactly this long: the length-matched baseline."""
+    """Make every summary exactly this many tokens long: the length-matched baseline."""
     batch_size: int = Field(default=EvaluationConfig().batch_size, gt=0)
     """Prompts decoded at once."""
     out: Path | None = None
@@ -55,7 +55,7 @@ def main() -> None:
     policy, data, length = config.loaded(limit)
     rows = config_rows(data, "evaluation", config.seed)
     assert rows is not None  # the config has checked it
-    loaded = load_examples(rows, data, policy.tokenizer, length.target, "evaluation")
+    loaded = load_examples(rows, data.asking_in(length.unit), policy.tokenizer, length.target, "evaluation")
     console = Console()
     console.print(loaded.report.describe(), highlight=False, markup=False)
     with make_progress() as progress:
@@ -69,7 +69,7 @@ def main() -> None:
             config.seed,
             progress=lambda done, total: progress.update(done, {}),
         )
-    title = f"{len(result.rows)} rows, target {length.target} ± {length.tolerance}"
+    title = f"{len(result.rows)} rows, target {length}"
     console.print(comparison_table({Path(config.model).name: result}, title))
     if result.meteor_missing:
         console.print(f"no METEOR: {result.meteor_missing}", highlight=False, markup=False)

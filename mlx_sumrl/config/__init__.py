@@ -34,7 +34,7 @@ from mlx_sumrl.config.prepare import (
     SplitConfig,
 )
 from mlx_sumrl.config.rewards import GateConfig, RewardConfig
-from mlx_sumrl.config.rollouts import LengthConfig, SamplingConfig
+from mlx_sumrl.config.rollouts import DEFAULT_LENGTH_UNIT, LengthConfig, LengthUnit, SamplingConfig
 from mlx_sumrl.config.room import Room
 from mlx_sumrl.config.run import EvaluationConfig, ReportingConfig, RunConfig
 from mlx_sumrl.config.stages import STEP_METRICS, StageConfig, UntilConfig
@@ -50,6 +50,7 @@ from mlx_sumrl.config.training import GrpoConfig, OptimizerConfig, SftConfig, Sf
 
 __all__ = [
     "DEFAULT_DTYPE",
+    "DEFAULT_LENGTH_UNIT",
     "REFERENCE_BITS",
     "STEP_METRICS",
     "AnswerFilterConfig",
@@ -66,6 +67,7 @@ __all__ = [
     "GrammarConfig",
     "GrpoConfig",
     "LengthConfig",
+    "LengthUnit",
     "LoraConfig",
     "MaskingConfig",
     "OptimizerConfig",

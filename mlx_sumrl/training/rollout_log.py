@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from mlx_sumrl.config import LengthConfig
+from mlx_sumrl.config import LengthConfig, LengthUnit
+from mlx_sumrl.rewards.length import length_in
 from mlx_sumrl.rewards.scoring import Scores
 from mlx_sumrl.rollouts.types import Group
 from mlx_sumrl.training.advantages import Advantages
@@ -20,7 +21,7 @@ def rollout_metrics(
 ) -> Metrics:
     """What a step's completions say by themselves, by DESIGN's metric names."""
     completions = [completion for group in groups for completion in group.completions]
-    lengths = np.array([completion.length for completion in completions])
+    lengths = np.array([length_in(completion, length.unit) for completion in completions])
     stopped = np.array([completion.finish_reason == "stop" for completion in completions])
     ages = np.array([policy_version - completion.policy_version for completion in completions])
     metrics: Metrics = {
@@ -39,9 +40,9 @@ def rollout_metrics(
 
 
 def rollout_records(
-    groups: Sequence[Group], scores: Scores, advantages: Advantages, step: int, stage: str
+    groups: Sequence[Group], scores: Scores, advantages: Advantages, step: int, stage: str, unit: LengthUnit
 ) -> list[dict[str, Any]]:
-    """One JSON object per group: its prompt, its completions, what each earned and why."""
+    """One JSON object per group: its prompt, its completions (lengths in ``unit``), what each earned and why."""
     return [
         {
             "step": step,
@@ -52,7 +53,7 @@ def rollout_records(
             "completions": [
                 {
                     "text": completion.text,
-                    "length": completion.length,
+                    "length": length_in(completion, unit),
                     "finish_reason": completion.finish_reason,
                     "policy_version": completion.policy_version,
                     "rewards": {name: float(values[p, g]) for name, values in scores.components.items()},

@@ -147,6 +147,7 @@ class Trainer:
                         advantages,
                         self.state.step + 1,
                         stage.name,
+                        config.length.unit,
                     )
                 )
             return metrics

@@ -55,7 +55,7 @@ def main() -> None:
     policy, data, length = config.loaded(limit)
     rows = config_rows(data, "evaluation", config.seed)
     assert rows is not None  # the config has checked it
-    loaded = load_examples(rows, data.asking_in(length.unit), policy.tokenizer, length.target, "evaluation")
+    loaded = load_examples(rows, data, policy.tokenizer, length.target, "evaluation")
     console = Console()
     console.print(loaded.report.describe(), highlight=False, markup=False)
     with make_progress() as progress:

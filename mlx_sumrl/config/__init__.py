@@ -14,6 +14,7 @@ from mlx_sumrl.config.distill import (
     RetryConfig,
     TeacherSourceConfig,
 )
+from mlx_sumrl.config.long_documents import LongDocumentsConfig
 from mlx_sumrl.config.masking import MaskingConfig, ReasoningConfig
 from mlx_sumrl.config.named_run import CheckpointConfig, ExportConfig
 from mlx_sumrl.config.policy import (
@@ -68,6 +69,7 @@ __all__ = [
     "GrpoConfig",
     "LengthConfig",
     "LengthUnit",
+    "LongDocumentsConfig",
     "LoraConfig",
     "MaskingConfig",
     "OptimizerConfig",

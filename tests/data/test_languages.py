@@ -91,9 +91,7 @@ def test_real_summaries_keep_their_document_s_language_and_no_other_s(
 ) -> None:
     chinese, english = (shared_rows(f"{name}.jsonl", 500) for name in ("lcsts.sample", "scitldr.train"))
     own = sum(keeps_language(row["summary"], row["document"]) for row in chinese)
-    other = sum(
-        keeps_language(e["summary"], c["document"]) for c, e in zip(chinese, english, strict=True)
-    )
+    other = sum(keeps_language(e["summary"], c["document"]) for c, e in zip(chinese, english, strict=True))
     back = sum(keeps_language(c["summary"], e["document"]) for c, e in zip(chinese, english, strict=True))
     at_home = sum(keeps_language(row["summary"], row["document"]) for row in english)
     print(f"kept of 500: zh-zh {own}, zh-en {other}, en-zh {back}, en-en {at_home}")

@@ -1,5 +1,4 @@
 """The length rewards in words, characters and bullets, by hand; and Chinese rows in tokens and characters."""
-# ruff: noqa: RUF001 - other scripts are what is tested
 
 from __future__ import annotations
 

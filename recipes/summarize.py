@@ -22,7 +22,7 @@ from mlx_sumrl.options.command_line import exit_code_of, parse
 from mlx_sumrl.reporting.progress import make_progress
 from mlx_sumrl.rewards.length import length_in
 from mlx_sumrl.rollouts import LocalSampler, Sampling
-from mlx_sumrl.rollouts.long_summary import LongSummarizer, LongSummary
+from mlx_sumrl.rollouts.long_summary import LongSummarizer, LongSummary, round_told
 from recipes.given_model import GivenModel
 
 DESCRIPTION = (
@@ -60,7 +60,8 @@ def main() -> None:
     sampling = Sampling(config.temperature, max_tokens=config.max_tokens)
     if config.long:
         summarizer = LongSummarizer(sampler, tokenizer, data, length, sampling, config.long)
-        completion = _long_summary(summarizer, text, config).completion
+        summary = _long_summary(summarizer, text, config)
+        written, measured, finished = summary.text, summary.length, summary.finished
     else:
         example, lost = fitted_text(text, data, tokenizer, length.target)
         if lost:
@@ -70,24 +71,16 @@ def main() -> None:
                 file=sys.stderr,
             )
         completion = sampler.sample([example], 1, sampling, config.seed)[0].completions[0]
-    print(completion.text.strip())
-    ending = "" if completion.finish_reason == "stop" else ", cut there"
-    print(f"{length_in(completion, length.unit)} {length.unit}{ending}", file=sys.stderr)
+        written, measured = completion.text.strip(), length_in(completion, length.unit)
+        finished = completion.finish_reason == "stop"
+    print(written)
+    print(f"{measured} {length.unit}{'' if finished else ', cut there'}", file=sys.stderr)
 
 
 def _long_summary(summarizer: LongSummarizer, text: str, config: SummarizeConfig) -> LongSummary:
     """Round by round; progress and, where wished, partial summaries go to standard error."""
     with make_progress(sys.stderr) as progress:
-        shown = 0
-
-        def told(number: int, done: int, total: int) -> None:
-            nonlocal shown
-            if number > shown:
-                progress.start(f"round {number}, chunks", total)
-                shown = number
-            progress.update(done, {})
-
-        summary = summarizer.summarize(text, config.seed, told)
+        summary = summarizer.summarize(text, config.seed, round_told(progress))
     for number, parts in enumerate(summary.rounds if config.show_parts else (), start=1):
         for place, part in enumerate(parts, start=1):
             print(f"[round {number}, chunk {place} of {len(parts)}] {part.summary}", file=sys.stderr)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from mlx_sumrl.data.text_length import text_length
+
 from .programs import Program
 
 LONG = " ".join(f"I lost my phone on day {n} and want it back." for n in range(30))
@@ -68,7 +70,7 @@ def test_all_of_it(program: Program, asked: list[str], tmp_path: Path) -> None:
 
 def test_in_another_unit(program: Program, asked: list[str]) -> None:
     ended = program("summarize", *asked, "--length.unit", "characters", "I lost my phone.")
-    characters = len(" ".join(ended.out.split()))
+    characters = text_length(ended.out, "characters")
     assert re.fullmatch(rf"{characters} characters(, cut there)?\n", ended.err)
 
 

@@ -38,7 +38,9 @@ class SummarizeConfig(GivenModel):
     file: Path | None = None
     """Read the text from this file (UTF-8)."""
     long: LongDocumentsConfig | None = None
-    """`--long` reads all of a text that is longer than a prompt; without it such a text loses its end."""
+    """`--long` reads all of a text that is longer than a prompt; without it such a text loses its end.
+    Partial summaries that together are no longer than asked are the summary, which may then have more than
+    `max_tokens`."""
     show_parts: bool = False
     """With `--long`: write the partial summaries to standard error."""
 

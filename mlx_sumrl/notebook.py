@@ -18,17 +18,20 @@ from typing import Any
 from pydantic import ValidationError
 
 from mlx_sumrl.config import (
+    DEFAULT_LENGTH_UNIT,
     AnswerConfig,
     DataConfig,
     EvaluationConfig,
     LengthConfig,
+    LengthUnit,
+    LongDocumentsConfig,
     PolicyConfig,
     RunConfig,
     SftConfig,
 )
 from mlx_sumrl.data.example import Example
+from mlx_sumrl.data.examples import fitted_text
 from mlx_sumrl.data.examples import load_examples as load_rows
-from mlx_sumrl.data.examples import make_example
 from mlx_sumrl.data.sources import Row, Rows, read_rows
 from mlx_sumrl.errors import UserError
 from mlx_sumrl.evaluation.evaluate import evaluate as evaluate_sampler
@@ -42,6 +45,7 @@ from mlx_sumrl.reporting.run_folder import RECORDS, RunFolder
 from mlx_sumrl.rewards.scoring import build_rewards
 from mlx_sumrl.rollouts import LocalSampler, Sampling
 from mlx_sumrl.rollouts.answer_part import AnswerPart
+from mlx_sumrl.rollouts.long_summary import LongSummarizer, round_told
 from mlx_sumrl.training.stages import STAGED
 from mlx_sumrl.training.trainer import Trainer
 
@@ -60,16 +64,18 @@ def load_examples(
     policy: Policy,
     *,
     target: int | None = None,
+    unit: LengthUnit | None = None,
     split: str | None = None,
     limit: int | None = None,
     **options: Any,
 ) -> list[Example]:
     """Examples from a file, a dataset's name, or rows as dicts; ``options`` are those of `DataConfig`.
 
-    ``target`` is the length in tokens that the instruction asks for where it says ``{target_length}``, ``split``
+    ``target`` is the length that the instruction asks for where it says ``{target_length}``, in tokens or the ``unit``
+    that is given; ``split``
     that of a dataset (its training split otherwise); ``limit`` takes the first rows only. Raises `UserError`.
     """
-    length = _length(target)
+    length = _length(target, unit=unit)
     config = _validated(DataConfig, {"max_prompt_tokens": _room_for_prompt(policy, length), **options})
     limit = limit or config.train_rows
     if isinstance(rows, str | Path):
@@ -77,7 +83,7 @@ def load_examples(
     else:
         given = [Row(str(row.get("id", f"row {n}")), dict(row)) for n, row in enumerate(rows, start=1)]
         source = Rows("the given rows", given[:limit])
-    loaded = load_rows(source, config, policy.tokenizer, length.target)
+    loaded = load_rows(source, config.asking_in(length.unit), policy.tokenizer, length.target)
     print(loaded.report.describe())
     return loaded.examples
 
@@ -140,6 +146,7 @@ def evaluate(
     *,
     target: int | None = None,
     tolerance: int | None = None,
+    unit: LengthUnit | None = None,
     max_tokens: int | None = None,
     force_length: int | None = None,
     answer: Mapping[str, Any] | None = None,
@@ -147,12 +154,14 @@ def evaluate(
 ) -> Evaluation:
     """One greedy summary per example, scored for length and overlap with its reference.
 
-    ``force_length`` makes every summary exactly that long: the length-matched baseline. ``answer`` is the room of
-    options (``{"after": "</think>"}``) that says which part of what is written counts. Raises `UserError`.
+    ``force_length`` makes every summary exactly that many tokens long: the length-matched baseline. ``max_tokens`` is
+    half as much again as asked otherwise, and half of what the model reads where the ``unit`` is not tokens.
+    ``answer`` is the room of options (``{"after": "</think>"}``) that says which part of what is written counts.
+    Raises `UserError`.
     """
     _check_examples(examples, "evaluate on")
-    length = _length(target, tolerance)
-    limit = force_length or max_tokens or _longest(length)
+    length = _length(target, tolerance, unit)
+    limit = force_length or max_tokens or _longest(policy, length)
     batch = EvaluationConfig().batch_size
     with progress or make_progress() as shown:
         shown.start("evaluating", len(examples))
@@ -168,30 +177,61 @@ def evaluate(
 
 
 def summarize(
-    policy: Policy, text: str, *, target: int | None = None, temperature: float = 0.0, **options: Any
+    policy: Policy,
+    text: str,
+    *,
+    target: int | None = None,
+    unit: LengthUnit | None = None,
+    temperature: float = 0.0,
+    long: bool | Mapping[str, Any] = False,
+    progress: Progress | None = None,
+    **options: Any,
 ) -> str:
-    """A summary of one text; ``options`` are those of `DataConfig` (instruction, system, ...)."""
-    length = _length(target)
+    """A summary of one text; ``options`` are those of `DataConfig` (instruction, system, ...).
+
+    A text that is longer than a prompt loses its end, which is told. With ``long=True``, or options of
+    `LongDocumentsConfig` as a dict, all of it is read: in chunks whose summaries are summarised again. Raises
+    `UserError`.
+    """
+    length = _length(target, unit=unit)
     config = _validated(DataConfig, {"max_prompt_tokens": _room_for_prompt(policy, length), **options})
-    example = make_example(text, config, policy.tokenizer, length.target)
-    sampling = Sampling(temperature=temperature, max_tokens=_longest(length))
-    return LocalSampler(policy).sample([example], 1, sampling, 0)[0].completions[0].text.strip()
+    config = config.asking_in(length.unit)
+    sampler, sampling = LocalSampler(policy), Sampling(temperature, max_tokens=_longest(policy, length))
+    if long is not False:
+        chunks = _validated(LongDocumentsConfig, {} if long is True else long)
+        summarizer = LongSummarizer(sampler, policy.tokenizer, config, length, sampling, chunks)
+        with progress or make_progress() as shown:
+            return summarizer.summarize(text, told=round_told(shown)).text
+    example, lost = fitted_text(text, config, policy.tokenizer, length.target)
+    if lost:
+        print(
+            f"the text is longer than a prompt: its last {lost} tokens were not read; long=True reads all of it"
+        )
+    return sampler.sample([example], 1, sampling, 0)[0].completions[0].text.strip()
 
 
-def _length(target: int | None, tolerance: int | None = None) -> LengthConfig:
-    given = {"target": target, "tolerance": tolerance}
+def _length(target: int | None, tolerance: int | None = None, unit: LengthUnit | None = None) -> LengthConfig:
+    given = {"target": target, "tolerance": tolerance, "unit": unit}
     length: LengthConfig = _validated(LengthConfig, {k: v for k, v in given.items() if v is not None})
     return length
 
 
-def _longest(length: LengthConfig) -> int:
-    """Room for half as much again as is asked for, so that a summary which runs on can be seen to."""
+def _longest(policy: Policy, length: LengthConfig) -> int:
+    """Room for half as much again as is asked for, so that a summary which runs on can be seen to.
+
+    What a word or a bullet takes is not known before: then it is half of what the model reads, or of what a prompt may
+    have.
+    """
+    if length.unit != DEFAULT_LENGTH_UNIT:
+        return (policy.context or 2 * DataConfig().max_prompt_tokens) // 2
     return length.target + max(length.target // 2, length.tolerance + 1)
 
 
 def _room_for_prompt(policy: Policy, length: LengthConfig) -> int:
     default = DataConfig().max_prompt_tokens
-    return default if policy.context is None else min(default, max(policy.context - _longest(length), 1))
+    return (
+        default if policy.context is None else min(default, max(policy.context - _longest(policy, length), 1))
+    )
 
 
 def _check_examples(examples: Sequence[Example], purpose: str) -> None:

@@ -35,7 +35,7 @@ class EvaluateConfig(GivenModel):
     data: DataConfig = DataConfig()
     """`data.evaluation` names the rows; prompts are as in training where the model's folder says how."""
     force_length: int | None = Field(default=None, gt=0)
-    """Make every summary exactly this long: the length-matched baseline."""
+    """Make every summary exactly this many tokens long: the length-matched baseline."""
     batch_size: int = Field(default=EvaluationConfig().batch_size, gt=0)
     """Prompts decoded at once."""
     out: Path | None = None
@@ -70,7 +70,7 @@ def main() -> None:
             progress=lambda done, total: progress.update(done, {}),
             answers=config.answers(policy),
         )
-    title = f"{len(result.rows)} rows, target {length.target} ± {length.tolerance}"
+    title = f"{len(result.rows)} rows, target {length}"
     console.print(comparison_table({Path(config.model).name: result}, title))
     if "reasoning_unfinished" in result.summary:
         console.print(

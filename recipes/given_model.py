@@ -47,13 +47,15 @@ class GivenModel(Room):
     def loaded(self, max_tokens: int) -> tuple[Policy, DataConfig, LengthConfig]:
         """The model, and `data` and `length` as it was trained with them, prompts cut to leave ``max_tokens`` room.
 
+        The length's unit is written out in the instruction.
         Raises `UserError` for what cannot be loaded or leaves no room.
         """
         data, length = as_trained(self.model, self.data, self.length)
         data = asked_to_reason(self.model, data, self.data, self.reasoning)
         policy = load_policy(PolicyConfig(model=self.model, dtype=self.dtype), adapter=self.adapter)
         room = policy.room_for_prompt(data.max_prompt_tokens, max_tokens)
-        return policy, data.model_copy(update={"max_prompt_tokens": room}), length
+        data = data.asking_in(length.unit).model_copy(update={"max_prompt_tokens": room})
+        return policy, data, length
 
     def answers(self, policy: Policy) -> AnswerPart:
         """What finds the answer in a completion. Raises `UserError` for a folder that cannot be read."""

@@ -151,7 +151,7 @@ def report(
         if "length-matched" in known:
             final["length_matched"] = known["length-matched"].summary
         run.write_json("evaluation/final.json", final)
-        title = f"{len(known['before'].rows)} held-out rows, target {config.length.target} ± {config.length.tolerance}"
+        title = f"{len(known['before'].rows)} held-out rows, target {config.length}"
         labels = {stage.name: f"after {stage.name}" for stage in config.stages}
         console.print(comparison_table({labels.get(name, name): one for name, one in known.items()}, title))
         missing = known["before"].meteor_missing
@@ -159,7 +159,7 @@ def report(
             console.print(f"no METEOR: {missing}", highlight=False)
         last = known[config.stages[-1].name] if config.stages else known["before"]
         for row in last.rows[: config.evaluation.samples]:
-            console.print(f"\n[bold]{row.id}[/bold], {row.length} tokens", highlight=False)
+            console.print(f"\n[bold]{row.id}[/bold], {row.length} {last.unit}", highlight=False)
             console.print("text:      " + " ".join(row.document.split())[:400], markup=False, highlight=False)
             console.print("reference: " + " ".join(row.reference.split()), markup=False, highlight=False)
             console.print("summary:   " + " ".join(row.text.split()), markup=False, highlight=False)

@@ -15,6 +15,7 @@ from mlx_sumrl.config.distill import (
     RetryConfig,
     TeacherSourceConfig,
 )
+from mlx_sumrl.config.long_documents import LongDocumentsConfig
 from mlx_sumrl.config.masking import MaskingConfig, ReasoningConfig
 from mlx_sumrl.config.named_run import CheckpointConfig, CurvesConfig, ExportConfig
 from mlx_sumrl.config.policy import (
@@ -35,7 +36,7 @@ from mlx_sumrl.config.prepare import (
     SplitConfig,
 )
 from mlx_sumrl.config.rewards import GateConfig, RewardConfig
-from mlx_sumrl.config.rollouts import LengthConfig, SamplingConfig
+from mlx_sumrl.config.rollouts import DEFAULT_LENGTH_UNIT, LengthConfig, LengthUnit, SamplingConfig
 from mlx_sumrl.config.room import Room
 from mlx_sumrl.config.run import EvaluationConfig, ReportingConfig, RunConfig
 from mlx_sumrl.config.small_laptop import ComparisonConfig, QuantizeRoom, SmallLaptopConfig
@@ -53,6 +54,7 @@ from mlx_sumrl.config.training import GrpoConfig, OptimizerConfig, SftConfig, Sf
 
 __all__ = [
     "DEFAULT_DTYPE",
+    "DEFAULT_LENGTH_UNIT",
     "REFERENCE_BITS",
     "STEP_METRICS",
     "AnswerConfig",
@@ -73,6 +75,8 @@ __all__ = [
     "GrammarConfig",
     "GrpoConfig",
     "LengthConfig",
+    "LengthUnit",
+    "LongDocumentsConfig",
     "LoraConfig",
     "MaskingConfig",
     "OptimizerConfig",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from mlx_sumrl.config.rollouts import LengthUnit
 from mlx_sumrl.config.room import Room
 
 
@@ -37,8 +39,9 @@ class DataConfig(Room):
     """Column that holds the summary a person wrote."""
     id_column: str | None = None
     """Column that names a row; file and line number otherwise."""
-    instruction: str = "Summarize the following text in {target_length} tokens.\n\n{document}"
-    """The user's turn; {document}, {target_length} and any column's name in braces are filled in."""
+    instruction: str = "Summarize the following text in {target_length} {length_unit}.\n\n{document}"
+    """The user's turn; {document}, {target_length}, {length_unit} (`tokens`, ...) and any column's name in braces are
+    filled in."""
     system: str | None = None
     """The system prompt, if any."""
     chat_template: Literal["model", "none"] = "model"
@@ -63,3 +66,11 @@ class DataConfig(Room):
                 "data.grammar makes its own rows: leave out data.train and data.evaluation, or data.grammar"
             )
         return self
+
+    def asking_in(self, unit: LengthUnit) -> Self:
+        """These options with ``{length_unit}`` written out in the instruction."""
+        # {{ and }} are braces of the text.
+        written = re.sub(
+            r"\{\{|\}\}|\{length_unit\}", lambda m: unit if len(m[0]) > 2 else m[0], self.instruction
+        )
+        return self.model_copy(update={"instruction": written})

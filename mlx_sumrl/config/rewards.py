@@ -23,8 +23,9 @@ class GateConfig(Room):
 class RewardConfig(Room):
     """One reward: what it is, what it weighs, when it counts."""
 
-    kind: Literal["length", "within", "rougeL", "repetition", "function"]
-    """`function` calls your own Python, see `function`."""
+    kind: Literal["length", "within", "rougeL", "repetition", "language", "function"]
+    """`language`: 1 where the completion is in its document's language, else 0. `function` calls your own Python, see
+    `function`."""
     name: str = ""
     """Its name in metrics and gates; the kind, or the function's name, otherwise."""
     function: str | None = None

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mlx_sumrl.config.room import Room
+
+LengthUnit = Literal["tokens", "words", "characters", "bullets"]
+DEFAULT_LENGTH_UNIT: LengthUnit = "tokens"
 
 
 class SamplingConfig(Room):
@@ -29,9 +32,26 @@ class SamplingConfig(Room):
 
 
 class LengthConfig(Room):
-    """The length that is asked for. Only tokens count here; the stop token does not."""
+    """The length that is asked for, in one unit; the stop token is no part of it."""
 
     target: int = Field(default=64, gt=0)
-    """Tokens asked for."""
+    """How many are asked for."""
     tolerance: int = Field(default=5, ge=0)
     """A completion is within when it stopped by itself and |length - target| <= tolerance."""
+    unit: LengthUnit = DEFAULT_LENGTH_UNIT
+    """`tokens` of the model; `words`, `characters` (as a reader counts them) or `bullets` (lines that begin with a
+    bullet or a number) of the text. For Chinese and Japanese `characters` is the one to take."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.unit != DEFAULT_LENGTH_UNIT and self.tolerance >= self.target:
+            raise ValueError(
+                f"length.tolerance {self.tolerance} is not below length.target {self.target} ({self.unit}): "
+                f"an empty summary would be within; set length.tolerance to at most {self.target - 1}"
+            )
+        return self
+
+    def __str__(self) -> str:
+        """``64 ± 5``, with the unit where it is not tokens."""
+        unit = "" if self.unit == DEFAULT_LENGTH_UNIT else f" {self.unit}"
+        return f"{self.target} ± {self.tolerance}{unit}"

@@ -10,7 +10,7 @@ from mlx_sumrl.config.answer import AnswerConfig
 from mlx_sumrl.config.data import DataConfig
 from mlx_sumrl.config.named_run import CheckpointConfig, ExportConfig, NamedRunConfig, RunName
 from mlx_sumrl.config.policy import PolicyConfig
-from mlx_sumrl.config.rollouts import LengthConfig, SamplingConfig
+from mlx_sumrl.config.rollouts import DEFAULT_LENGTH_UNIT, LengthConfig, SamplingConfig
 from mlx_sumrl.config.room import Room
 from mlx_sumrl.config.stages import StageConfig
 from mlx_sumrl.config.training import GrpoConfig, OptimizerConfig, SftConfig
@@ -58,10 +58,16 @@ class RunConfig(NamedRunConfig):
     @model_validator(mode="after")
     def _check(self) -> Self:
         longest = self.length.target + self.length.tolerance + 1
-        if self.length.target + 1 > self.sampling.max_tokens:
+        in_tokens = self.length.unit == DEFAULT_LENGTH_UNIT
+        if in_tokens and self.length.target + 1 > self.sampling.max_tokens:
             raise ValueError(
                 f"length.target {self.length.target} can never be reached with sampling.max_tokens "
                 f"{self.sampling.max_tokens}: raise it to at least {longest} (target, tolerance and the stop token)"
+            )
+        if not in_tokens and self.evaluation.length_matched_baseline:
+            raise ValueError(
+                f"evaluation.length_matched_baseline counts tokens, and length.unit is {self.length.unit}: "
+                "leave it out"
             )
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):

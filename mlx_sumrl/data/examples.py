@@ -123,7 +123,18 @@ def make_example(
     target_length: int,
     fields: Mapping[str, Any] | None = None,
 ) -> Example:
-    """One text, outside of any file, as an example with an empty reference.
+    """One text, outside of any file, as an example with an empty reference; see `fitted_text`."""
+    return fitted_text(document, config, tokenizer, target_length, fields)[0]
+
+
+def fitted_text(
+    document: str,
+    config: DataConfig,
+    tokenizer: PreTrainedTokenizerFast,
+    target_length: int,
+    fields: Mapping[str, Any] | None = None,
+) -> tuple[Example, int]:
+    """One text, outside of any file, as an example, and how many tokens of it the prompt had no room for.
 
     `fields` are the columns, besides the document, that the instruction names.
 
@@ -145,7 +156,7 @@ def make_example(
             "",
             columns,
             config.max_prompt_tokens,
-        )[0]
+        )
     except UnusableRowError as error:
         way_out = (
             f"raise data.max_prompt_tokens ({config.max_prompt_tokens})"

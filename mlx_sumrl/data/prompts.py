@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mlx_sumrl.config import DataConfig
+from mlx_sumrl.config import DEFAULT_LENGTH_UNIT, DataConfig
 from mlx_sumrl.data.encoding import Span
 from mlx_sumrl.errors import UserError
 
@@ -44,13 +44,14 @@ class PromptTemplate:
     def __init__(
         self, config: DataConfig, tokenizer: PreTrainedTokenizerFast, columns: Sequence[str], source: str
     ) -> None:
-        """`columns` are those that `source`, which errors name, has.
+        """`columns` are those that `source`, which errors name, has. A ``{length_unit}`` that nobody has written out
+        is tokens.
 
         Raises:
             UserError: the instruction names a column that does not exist or does not hold the document once,
                 the tokenizer has no chat template, or the template refuses or drops the system prompt.
         """
-        self._config = config
+        self._config = config = config.asking_in(DEFAULT_LENGTH_UNIT)
         self._tokenizer = tokenizer
         self._parts = _parse(config, columns, source)
         self._switches = template_switches(config, tokenizer)
@@ -168,7 +169,8 @@ def _parse(config: DataConfig, columns: Sequence[str], source: str) -> list[tupl
         if place not in ("document", "target_length") and place not in columns:
             raise UserError(
                 f"data.instruction names {{{place}}}, which is no column of {source} (its columns: "
-                f"{', '.join(columns) or 'none'}; {{document}} and {{target_length}} are always there); "
+                f"{', '.join(columns) or 'none'}; {{document}}, {{target_length}} and "
+                f"{{length_unit}} are always there); "
                 "correct the name, or write {{ and }} for braces"
             )
         parts.append((text, place))

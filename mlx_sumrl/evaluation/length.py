@@ -14,7 +14,7 @@ from mlx_sumrl.rollouts.types import FinishReason
 
 @dataclass(frozen=True, slots=True)
 class LengthSummary:
-    """Lengths of N completions, in generated tokens without the stop token. Shares are in [0, 1]."""
+    """Lengths of N completions, in the unit that was asked for. Shares are in [0, 1]."""
 
     within: float
     """Share that stopped by itself with ``|n - target| <= tolerance``."""

@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any, Self
 
-from mlx_sumrl.config import LengthConfig
+from mlx_sumrl.config import DEFAULT_LENGTH_UNIT, LengthConfig, LengthUnit
+from mlx_sumrl.data.languages import keeps_language
 from mlx_sumrl.evaluation.length import LengthSummary
 from mlx_sumrl.evaluation.meteor import meteor, missing_wordnet
 from mlx_sumrl.evaluation.overlap import ROUGE_NAMES, rouge
-from mlx_sumrl.rewards.length import is_within
+from mlx_sumrl.rewards.length import is_within, length_in
 from mlx_sumrl.rewards.repetition import repetition
 from mlx_sumrl.rollouts.types import FinishReason, Group
 
@@ -28,10 +29,11 @@ class Row:
     reference: str
     text: str
     length: int
-    """Generated tokens without the stop token."""
+    """In the unit that was asked for; tokens are counted without the stop token."""
     finish_reason: FinishReason
     metrics: dict[str, float | None]
-    """``within`` (0 or 1), ``exact`` (0 or 1), the ROUGE metrics and ``meteor`` of this row."""
+    """``within`` (0 or 1), ``exact`` (0 or 1), the ROUGE metrics, ``meteor``, ``repetition`` and ``language_kept`` (0
+    or 1) of this row."""
     completion: str | None = None
     """All that was written, where ``text`` is only the answer in it."""
 
@@ -43,16 +45,20 @@ class Evaluation:
     rows: tuple[Row, ...]
     summary: dict[str, float | None]
     """``rows`` (how many), ``within``, ``exact``, ``length_mean``, ``length_std``, ``unfinished``,
-    ``rouge1``, ``rouge2``, ``rougeL``, each of these three with ``_recall``, ``meteor`` and ``repetition``. Shares and
-    scores are means over the rows in [0, 1], lengths are in tokens; ``meteor`` is None without WordNet."""
+    ``rouge1``, ``rouge2``, ``rougeL``, each of these three with ``_recall``, ``meteor``, ``repetition`` and
+    ``language_kept``. Shares and scores are means over the rows in [0, 1], lengths are in `unit`; ``meteor`` is None
+    without WordNet."""
     meteor_missing: str | None = None
     """Why there is no METEOR and how to get it; None when there is."""
+    unit: LengthUnit = DEFAULT_LENGTH_UNIT
+    """Of all lengths in it."""
 
     def to_json(self) -> dict[str, Any]:
         """Summary and rows as plain JSON values."""
         return {
             "summary": dict(self.summary),
             "meteor_missing": self.meteor_missing,
+            "unit": self.unit,
             "rows": [
                 {
                     name: value
@@ -67,7 +73,8 @@ class Evaluation:
     def from_json(cls, content: dict[str, Any]) -> Self:
         """What `to_json` wrote."""
         rows = tuple(Row(**row) for row in content["rows"])
-        return cls(rows, content["summary"], content["meteor_missing"])
+        unit = content.get("unit", DEFAULT_LENGTH_UNIT)  # what was written before there were others has none
+        return cls(rows, content["summary"], content["meteor_missing"], unit)
 
 
 def score(groups: Sequence[Group], length: LengthConfig) -> Evaluation:
@@ -85,7 +92,7 @@ def score(groups: Sequence[Group], length: LengthConfig) -> Evaluation:
             document=group.example.document,
             reference=group.example.reference,
             text=completion.text,
-            length=completion.length,
+            length=length_in(completion, length.unit),
             finish_reason=completion.finish_reason,
             metrics={
                 "within": float(is_within(completion, length)),
@@ -93,6 +100,7 @@ def score(groups: Sequence[Group], length: LengthConfig) -> Evaluation:
                 **rouge(completion.text, group.example.reference),
                 "meteor": None if meteor_missing else meteor(completion.text, group.example.reference),
                 "repetition": repetition(completion, REPETITION_NGRAM),
+                "language_kept": float(keeps_language(completion.text, group.example.document)),
             },
         )
         for group in groups
@@ -100,7 +108,7 @@ def score(groups: Sequence[Group], length: LengthConfig) -> Evaluation:
     )
     if not rows:
         raise ValueError("there is no completion to score")
-    return Evaluation(rows, _summarise(rows, length), meteor_missing)
+    return Evaluation(rows, _summarise(rows, length), meteor_missing, length.unit)
 
 
 def _summarise(rows: Sequence[Row], length: LengthConfig) -> dict[str, float | None]:
@@ -112,7 +120,7 @@ def _summarise(rows: Sequence[Row], length: LengthConfig) -> dict[str, float | N
         "length_mean": lengths.mean,
         "length_std": lengths.spread,
         "unfinished": lengths.unfinished,
-        **{name: _mean(rows, name) for name in (*ROUGE_NAMES, "meteor", "repetition")},
+        **{name: _mean(rows, name) for name in (*ROUGE_NAMES, "meteor", "repetition", "language_kept")},
     }
 
 

@@ -9,6 +9,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from mlx_sumrl.config import DEFAULT_LENGTH_UNIT
 from mlx_sumrl.evaluation.results import Evaluation
 
 _PERCENT_COLUMNS_BEFORE = {"within": "Within", "exact": "Exact"}
@@ -20,11 +21,17 @@ _PERCENT_COLUMNS_AFTER = {
     "meteor": "METEOR",
 }
 HEADERS = ("Policy", *_PERCENT_COLUMNS_BEFORE.values(), "Length", *_PERCENT_COLUMNS_AFTER.values())
-"""Column titles. Shares and scores are percentages; Length is mean ± standard deviation in tokens."""
+"""Column titles. Shares and scores are percentages; Length is mean ± standard deviation, in tokens where it does not
+say otherwise."""
 
 _SHORT = {"ROUGE-1": "R-1", "ROUGE-2": "R-2", "ROUGE-L": "R-L", "ROUGE-L recall": "recall"}
-CAPTION = "percent; length in tokens, mean ± spread; R: ROUGE F1 and ROUGE-L recall"
+CAPTION = "percent; length in {unit}, mean ± spread; R: ROUGE F1 and ROUGE-L recall"
 """Explains the titles as a terminal of 80 columns has them."""
+
+
+def _unit(evaluations: Mapping[str, Evaluation]) -> str:
+    """That of the lengths; all of them where evaluations with several are put side by side."""
+    return " or ".join(dict.fromkeys(one.unit for one in evaluations.values())) or DEFAULT_LENGTH_UNIT
 
 
 def _percent(value: float | None) -> str:
@@ -44,7 +51,11 @@ def _cells(name: str, evaluation: Evaluation) -> list[str]:
 def comparison_table(evaluations: Mapping[str, Evaluation], title: str | None = None) -> Table:
     """A rich table with one line per evaluation, in the order given; `-` where a metric is missing."""
     table = Table(
-        title=title, box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), caption=CAPTION, caption_justify="left"
+        title=title,
+        box=box.SIMPLE_HEAD,
+        padding=(0, 0, 0, 1),
+        caption=CAPTION.format(unit=_unit(evaluations)),
+        caption_justify="left",
     )
     for header in HEADERS:
         short = _SHORT.get(header, header)
@@ -56,7 +67,9 @@ def comparison_table(evaluations: Mapping[str, Evaluation], title: str | None = 
 
 def comparison_markdown(evaluations: Mapping[str, Evaluation]) -> str:
     """The same as a GitHub Markdown table, ending in a newline."""
-    lines = [list(HEADERS), ["---", *["---:"] * (len(HEADERS) - 1)]]
+    unit = _unit(evaluations)
+    titles = {} if unit == DEFAULT_LENGTH_UNIT else {"Length": f"Length ({unit})"}
+    lines = [[titles.get(title, title) for title in HEADERS], ["---", *["---:"] * (len(HEADERS) - 1)]]
     for name, *cells in starmap(_cells, evaluations.items()):
         lines.append([name.replace("|", "\\|"), *cells])  # a bare | would end the cell
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -1,4 +1,4 @@
-"""Rewards for the length that was asked for, in generated tokens without the stop token.
+"""Rewards for the length that was asked for: in generated tokens without the stop token, or in a unit of the text.
 
 Invariant: a completion that did not stop by itself never scores above one that did. Its length is where it
 was cut and not where it chose to end, so hitting the target by being cut there is no merit.
@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mlx_sumrl.config import LengthConfig
+from mlx_sumrl.config import DEFAULT_LENGTH_UNIT, LengthConfig, LengthUnit
+from mlx_sumrl.data.text_length import text_length
 from mlx_sumrl.rewards.reward import score_each
 from mlx_sumrl.rollouts.types import Completion, Group
 
@@ -20,7 +21,12 @@ LOWEST = -1.0
 """The bounded length reward of an empty, an unfinished, or a twice too long completion."""
 
 
-def length_reward(completion: Completion, target: int) -> float:
+def length_in(completion: Completion, unit: LengthUnit) -> int:
+    """Generated tokens without the stop token, or what `text_length` counts in the completion's text."""
+    return completion.length if unit == "tokens" else text_length(completion.text, unit)
+
+
+def length_reward(completion: Completion, target: int, unit: LengthUnit = DEFAULT_LENGTH_UNIT) -> float:
     """``-min(|n - target| / target, 1)`` for a finished completion, -1 for an unfinished one.
 
     In [-1, 0]. Bounded, so that one endless completion cannot drown its group's advantages, and relative to
@@ -29,12 +35,14 @@ def length_reward(completion: Completion, target: int) -> float:
     if completion.finish_reason != "stop":
         return LOWEST
     # Not -min(...), which would be -0.0 on target and read as such in every log.
-    return max(LOWEST, 0.0 - abs(completion.length - target) / target)
+    return max(LOWEST, 0.0 - abs(length_in(completion, unit) - target) / target)
 
 
 def is_within(completion: Completion, length: LengthConfig) -> bool:
     """It stopped by itself and its length differs from the target by at most the tolerance."""
-    return completion.finish_reason == "stop" and abs(completion.length - length.target) <= length.tolerance
+    if completion.finish_reason != "stop":
+        return False
+    return abs(length_in(completion, length.unit) - length.target) <= length.tolerance
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +51,11 @@ class LengthReward:
 
     name: str
     target: int
+    unit: LengthUnit = DEFAULT_LENGTH_UNIT
 
     def __call__(self, groups: Sequence[Group]) -> NDArray[np.float64]:
         """Shape [P, G], values in [-1, 0]."""
-        return score_each(groups, lambda _, completion: length_reward(completion, self.target))
+        return score_each(groups, lambda _, completion: length_reward(completion, self.target, self.unit))
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from mlx_sumrl.config import GateConfig, LengthConfig, RewardConfig, StageConfig
 from mlx_sumrl.rewards.function import FunctionReward, load_function
+from mlx_sumrl.rewards.language import LanguageReward
 from mlx_sumrl.rewards.length import LengthReward, WithinReward
 from mlx_sumrl.rewards.overlap import RougeLReward
 from mlx_sumrl.rewards.repetition import RepetitionReward
@@ -132,11 +133,13 @@ def build_rewards(stage: StageConfig, length: LengthConfig) -> RewardSet:
 def _build(config: RewardConfig, length: LengthConfig) -> Reward:
     match config.kind:
         case "length":
-            return LengthReward(config.label, length.target)
+            return LengthReward(config.label, length.target, length.unit)
         case "within":
             return WithinReward(config.label, length)
         case "rougeL":
             return RougeLReward(config.label)
+        case "language":
+            return LanguageReward(config.label)
         case "repetition":
             return RepetitionReward(config.label, config.ngram)
         case "function":

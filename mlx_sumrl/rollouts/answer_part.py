@@ -13,7 +13,8 @@ from statistics import fmean
 from typing import Any, Self
 
 from mlx_sumrl.config.answer import AnswerConfig
-from mlx_sumrl.rollouts.types import Completion, Group
+from mlx_sumrl.data.example import Example
+from mlx_sumrl.rollouts.types import Completion, Group, Sampler, Sampling
 
 Decoder = Callable[[Sequence[int]], str]
 _LONGEST_CHARACTER = 4
@@ -142,3 +143,17 @@ class AnswerPart:
             text,
             completion.length - (first if self.options.length == "answer" else 0),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class AnswersOnly:
+    """A sampler whose completions are only the answers in another's; see `AnswerPart.shown`."""
+
+    sampler: Sampler
+    answers: AnswerPart
+
+    def sample(
+        self, examples: Sequence[Example], group_size: int, sampling: Sampling, seed: int
+    ) -> list[Group]:
+        """See `Sampler`."""
+        return self.answers.shown(self.sampler.sample(examples, group_size, sampling, seed))

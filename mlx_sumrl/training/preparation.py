@@ -150,12 +150,13 @@ def policy_options(config: RunConfig | SftRunConfig, folder: Path) -> PolicyConf
     assert rows is not None
     columns = (config.data.document_column, config.data.reference_column)
     texts = [str(row.fields[column]) for row in rows.rows for column in columns if column in row.fields]
+    instruction = config.data.asking_in(config.length.unit).instruction
     seed = derived_seed(config.seed, "tiny model")
     if not (
         folder / "checkpoints"
     ).exists():  # else one may be left of a start that failed with other options
         shutil.rmtree(folder / "base", ignore_errors=True)
-    base = make_tiny_model(folder / "base", config.policy.tiny, [config.data.instruction, *texts], seed)
+    base = make_tiny_model(folder / "base", config.policy.tiny, [instruction, *texts], seed)
     return config.policy.model_copy(update={"model": str(base), "tiny": None})
 
 
@@ -163,7 +164,8 @@ def _examples(config: RunConfig, policy: Policy, which: Which, note: Note) -> li
     rows = config_rows(config.data, which, config.seed)
     if rows is None:
         return []
-    loaded = load_examples(rows, config.data, policy.tokenizer, config.length.target, which)
+    asked = config.data.asking_in(config.length.unit)
+    loaded = load_examples(rows, asked, policy.tokenizer, config.length.target, which)
     note(f"{which}: {loaded.report.describe()}")
     return loaded.examples
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from mlx_sumrl.config import LengthConfig
+from mlx_sumrl.config import LengthConfig, LengthUnit
+from mlx_sumrl.rewards.length import length_in
 from mlx_sumrl.rewards.scoring import Scores
 from mlx_sumrl.rollouts.types import Group
 from mlx_sumrl.training.advantages import Advantages
@@ -27,7 +28,7 @@ def rollout_metrics(
     are only a part of them."""
     completions = [completion for group in groups for completion in group.completions]
     answers = [answer for group in shown or groups for answer in group.completions]
-    lengths = np.array([answer.length for answer in answers])
+    lengths = np.array([length_in(answer, length.unit) for answer in answers])
     stopped = np.array([answer.finish_reason == "stop" for answer in answers])
     ages = np.array([policy_version - completion.policy_version for completion in completions])
     metrics: Metrics = {
@@ -51,9 +52,10 @@ def rollout_records(
     advantages: Advantages,
     step: int,
     stage: str,
+    unit: LengthUnit,
     shown: Sequence[Group] | None = None,
 ) -> list[dict[str, Any]]:
-    """One JSON object per group: its prompt, its completions, what each earned and why.
+    """One JSON object per group: its prompt, its completions (lengths in ``unit``), what each earned and why.
 
     Texts and finish reasons are those of whole completions; lengths, and texts under ``answer``, those of what is
     ``shown`` to rewards, where that is only a part.
@@ -69,7 +71,7 @@ def rollout_records(
                 {
                     "text": completion.text,
                     **({"answer": answer.text} if answer is not completion else {}),
-                    "length": answer.length,
+                    "length": length_in(answer, unit),
                     "finish_reason": completion.finish_reason,
                     "policy_version": completion.policy_version,
                     "rewards": {name: float(values[p, g]) for name, values in scores.components.items()},

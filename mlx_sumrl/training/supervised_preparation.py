@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from mlx_sumrl.config import SftRunConfig
+from mlx_sumrl.config import DEFAULT_LENGTH_UNIT, SftRunConfig
 from mlx_sumrl.data.examples import Which, config_rows
 from mlx_sumrl.data.supervised import load_supervised
 from mlx_sumrl.data.supervised_example import SupervisedExample
+from mlx_sumrl.data.text_length import text_length
 from mlx_sumrl.errors import UserError
 from mlx_sumrl.policy.loading import load_policy
 from mlx_sumrl.policy.policy import Policy
@@ -44,7 +45,7 @@ def prepare_sft(config: SftRunConfig, folder: Path, note: Note) -> PreparedSft:
     train = supervised_rows(config, policy, "train", note)
     held_out = supervised_rows(config, policy, "evaluation", note)
     _check_apart(train, held_out, note)
-    _check_length(config, train, note)
+    _check_length(config, policy, train, note)
     if config.sft.steps or config.sft.epochs:  # a range test has neither
         note(_steps_sentence(config, train))
     note(_memory_sentence(config, policy, train))
@@ -61,7 +62,7 @@ def supervised_rows(
         return []
     loaded = load_supervised(
         rows,
-        config.data,
+        config.data.asking_in(config.length.unit),
         config.masking,
         policy.tokenizer,
         min(config.sft.max_tokens, policy.context or config.sft.max_tokens),
@@ -105,13 +106,20 @@ def _memory_sentence(config: SftRunConfig, policy: Policy, train: list[Supervise
     )
 
 
-def _check_length(config: SftRunConfig, train: list[SupervisedExample], note: Note) -> None:
+def _check_length(config: SftRunConfig, policy: Policy, train: list[SupervisedExample], note: Note) -> None:
     """Tell when prompts ask for a length that answers do not have: that is learned too."""
-    usual = median(sum(one.trained) for one in train)
-    asked = config.length.target
+    asked, unit = config.length.target, config.length.unit
+
+    def length(one: SupervisedExample) -> int:
+        if unit == DEFAULT_LENGTH_UNIT:
+            return sum(one.trained)
+        learned = [token for token, learn in zip(one.answer_ids, one.trained, strict=True) if learn]
+        return text_length(policy.decode(learned), unit)
+
+    usual = median(map(length, train))
     if "{target_length}" in config.data.instruction and abs(usual - asked) > config.length.tolerance:
         note(
-            f"every prompt asks for {asked} tokens (length.target), and the answer in the middle has {usual:g}: leave "
+            f"every prompt asks for {asked} {unit} (length.target), and the answer in the middle has {usual:g}: leave "
             "{target_length} out of data.instruction, or the model learns that it means nothing"
         )
 

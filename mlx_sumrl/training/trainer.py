@@ -151,7 +151,15 @@ class Trainer:
                 count = config.reporting.rollout_groups
                 at = self.state.step + 1
                 self.run.append_rollouts(
-                    rollout_records(groups[:count], scores, advantages, at, stage.name, shown[:count])
+                    rollout_records(
+                        groups[:count],
+                        scores,
+                        advantages,
+                        at,
+                        stage.name,
+                        config.length.unit,
+                        shown[:count],
+                    )
                 )
             return metrics
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mlx_sumrl.data.languages import language_of
+from mlx_sumrl.data.languages import keeps_language, language_of
 
 
 @pytest.mark.parametrize(
@@ -62,3 +62,37 @@ def test_real_rows(
     counts = Counter(language_of(row[column])[0] for row in shared_rows(file, 500))
     print(file, column, counts.most_common(4))
     assert counts[code] >= share * 500
+
+
+CHINESE = "今年的经济增长超过了去年，许多分析师对此感到意外，他们认为出口的恢复是主要原因。"  # noqa: RUF001
+ENGLISH = "The economy grew faster than in the year before, which surprised many analysts, who name exports."
+
+
+@pytest.mark.parametrize(
+    ("text", "document", "kept"),
+    [
+        ("经济增长超预期", CHINESE, True),
+        ("The economy grew more than expected.", CHINESE, False),
+        ("harmonic acoustic model", CHINESE, False),  # no language for sure, but surely no Chinese
+        ("harmonic acoustic model", ENGLISH, True),
+        ("Die Wirtschaft wuchs schneller als im Jahr zuvor.", ENGLISH, False),
+        ("经济", ENGLISH, False),
+        ("... !!", ENGLISH, False),
+        ("", CHINESE, False),
+        ("anything at all", "123 456", True),
+    ],
+)
+def test_kept(text: str, document: str, kept: bool) -> None:
+    assert keeps_language(text, document) is kept
+
+
+def test_real_summaries_keep_their_document_s_language_and_no_other_s(
+    shared_rows: Callable[[str, int], list[dict[str, Any]]],
+) -> None:
+    chinese, english = (shared_rows(f"{name}.jsonl", 500) for name in ("lcsts.sample", "scitldr.train"))
+    own = sum(keeps_language(row["summary"], row["document"]) for row in chinese)
+    other = sum(keeps_language(e["summary"], c["document"]) for c, e in zip(chinese, english, strict=True))
+    back = sum(keeps_language(c["summary"], e["document"]) for c, e in zip(chinese, english, strict=True))
+    at_home = sum(keeps_language(row["summary"], row["document"]) for row in english)
+    print(f"kept of 500: zh-zh {own}, zh-en {other}, en-zh {back}, en-en {at_home}")
+    assert (own, other, back, at_home) == (500, 0, 0, 500)

@@ -39,6 +39,16 @@ def test_as_the_tokenizer_renders_it() -> None:
     assert prompt.document == prompt.data[1]
 
 
+def test_the_unit_of_the_length() -> None:
+    config = DataConfig(
+        chat_template="none", instruction="{target_length} {length_unit} {{length_unit}}: {document}"
+    )
+    texts = [template(one).fill({}, "a", 9).text for one in (config, config.asking_in("words"))]
+    assert texts == ["9 tokens {length_unit}: a", "9 words {length_unit}: a"]
+    assert "in 9 bullets." in template(DataConfig().asking_in("bullets")).fill({}, "a", 9).text
+    assert "in 9 tokens." in template(DataConfig()).fill({}, "a", 9).text
+
+
 @pytest.mark.parametrize("chat_template", [CHATML, TRIMMING])
 @pytest.mark.parametrize(
     "instruction", ["{document}", " \n{document} ", "{title}{document}", "a{document}\n\n"]

@@ -31,7 +31,7 @@ ADAPTER_BYTES = 1 << 20
 def simulated_cluster(
     scratch: Path, *processes: Sequence[str], adapter_bytes: int = ADAPTER_BYTES, **options: Any
 ) -> Iterator[ClusterSampler]:
-    """A sampler before simulated workers: for each process the arguments of `benchmarks.simulated_worker`."""
+    """A sampler before simulated workers: for each process the arguments of `benchmarks.simulated_workers`."""
     with ExitStack() as stack:
         started = [stack.enter_context(_process(arguments)) for arguments in processes]
         urls = [url for one in started for url in one]
@@ -59,7 +59,7 @@ def simulated_cluster(
 @contextmanager
 def _process(arguments: Sequence[str]) -> Iterator[list[str]]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.simulated_worker", *arguments],
+        [sys.executable, "-m", "benchmarks.simulated_workers", *arguments],
         cwd=Path(__file__).parent.parent,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

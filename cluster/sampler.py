@@ -10,7 +10,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import asdict
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -153,6 +153,7 @@ class ClusterSampler:
     def report(self) -> Mapping[str, float]:
         """Of the last `sample`: ``groups/requeued``, ``time/wait`` (s); of the run: ``cluster/…``, by worker too."""
         pool = self._open()
+        wait(submitted for _, submitted in self._prepared)  # or some are told of and not counted yet
         metrics = {
             "groups/requeued": float(self._requeued),
             "time/wait": self._waited,

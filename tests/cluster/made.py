@@ -15,9 +15,9 @@ from benchmarks.simulated_worker import (
     STARTED_WITH,
     WEIGHTS,
     Behaviour,
-    SimulatedWorkers,
     logprob_of,
 )
+from benchmarks.simulated_workers import SimulatedWorkers
 from cluster.nodes import NodesConfig
 from cluster.sampler import ClusterSampler
 from cluster.snapshot import Snapshot

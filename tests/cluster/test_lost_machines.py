@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.simulated_worker import Behaviour, SimulatedWorkers
+from benchmarks.simulated_worker import Behaviour
+from benchmarks.simulated_workers import SimulatedWorkers
 
 from .made import SAMPLING, check_account, check_groups, examples, sampler_for, until
 from .proxy import Proxy, Way
@@ -26,7 +27,7 @@ class WorkerProcess:
 
     def __init__(self, *arguments: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.simulated_worker", *arguments],
+            [sys.executable, "-m", "benchmarks.simulated_workers", *arguments],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

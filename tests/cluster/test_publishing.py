@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.simulated_worker import WEIGHTS, Behaviour, SimulatedWorkers
+from benchmarks.simulated_worker import WEIGHTS, Behaviour
+from benchmarks.simulated_workers import SimulatedWorkers
 from cluster import publishing
 from cluster.sampler import ClusterSampler
 from cluster.wire import Manifest

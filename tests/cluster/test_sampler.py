@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.simulated_worker import Behaviour, SimulatedWorkers
+from benchmarks.simulated_worker import Behaviour
+from benchmarks.simulated_workers import SimulatedWorkers
 from cluster.sampler import ClusterSampler
 from cluster.wire import ModelFingerprint
 from mlx_sumrl.errors import UserError
@@ -128,7 +129,8 @@ def test_two_steps_ahead_are_sampled_in_their_order(tmp_path: Path) -> None:
         for asked in (first, second, first):  # told of again, which changes nothing
             sampler.prepare(asked, 2, SAMPLING, seed=1)
         until(lambda: len(worker.requests) == 7 and worker.running == 0)
-        assert [one.prompts[0] for one in worker.requests] == [one.prompt_ids for one in (*first, *second)]
+        sent = sorted(worker.requests, key=lambda one: int(one.request_id.rpartition("-")[2]))  # as they left
+        assert [one.prompts[0] for one in sent] == [one.prompt_ids for one in (*first, *second)]
         check_groups(sampler.sample(first, 2, SAMPLING, seed=1), first, 2)
         assert sampler.report()["cluster/lost"] == 0  # what is still ahead is not lost
         sampler.publish(1)

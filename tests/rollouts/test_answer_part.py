@@ -275,7 +275,7 @@ def test_metrics_and_records() -> None:
     assert said["reasoning/unfinished"] == 0.25
     pairs = zip(groups[0].completions, answers[0].completions, strict=True)
     assert said["reasoning/length"] == pytest.approx(np.mean([a.length - b.length for a, b in pairs]))
-    [record] = rollout_records(groups, scores, advantages, 1, "s", answers)
+    [record] = rollout_records(groups, scores, advantages, 1, "s", "tokens", answers)
     first, _, third, _ = record["completions"]
     assert (first["text"], first["answer"]) == (f"zzzz{MARKER}my cat.", "my cat.")
     assert (third["text"], third["answer"], third["length"]) == ("the cat", "", 0)
@@ -289,7 +289,7 @@ def test_without_a_marker_nothing_changes() -> None:
     assert made.shown(groups)[0].completions[0] is groups[0].completions[0]
     assert made.metrics(groups, made.shown(groups)) == {}
     scores = build_rewards(StageConfig.model_validate(STAGE), ASKED).score(groups)
-    records = rollout_records(groups, scores, Advantages(scores.total_PG, 0), 1, "s")
+    records = rollout_records(groups, scores, Advantages(scores.total_PG, 0), 1, "s", "tokens")
     assert "answer" not in records[0]["completions"][0]
 
 

@@ -88,6 +88,8 @@ def test_one_batch_engine_gets_the_whole_batch_as_it_is(tmp_path: Path) -> None:
 def test_two_batch_engines_share_a_batch_in_one_request_each(tmp_path: Path) -> None:
     with cluster(tmp_path, Behaviour(batch=True), Behaviour(batch=True), hedge=False) as (sampler, simulated):
         sampler.publish(0)
+        members = sampler._open().members
+        until(lambda: all(one.open for one in members))  # or the first takes what the second has not begun
         asked = examples(8)
         sampler.sample(asked, 2, SAMPLING, seed=1)
         assert [len(worker.requests) for worker in simulated.workers] == [1, 1]

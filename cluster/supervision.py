@@ -144,6 +144,7 @@ class Supervision:
                 await client.load(weights)
             except EngineError as error:
                 self._client = None
+                self.restarts += 1  # it died, whoever found out
                 self._again.set()
                 raise engine_down(
                     f"the engine ended while it loaded version {weights.version}: {error}"

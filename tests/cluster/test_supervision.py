@@ -269,8 +269,10 @@ def test_an_engine_that_dies_of_a_request_takes_down_nothing_else(simulated: Sim
 def test_an_engine_that_dies_of_weights_comes_back_without_them(simulated: Simulation) -> None:
     worker = simulated.worker
     worker.publish(91, {"model.safetensors": full_file(REFUSED)}, "full")
+    restarts = worker.get("/health")["restarts"]
     assert worker.activate(91).status_code == 503
     until(lambda: worker.get("/health")["state"] == "ready", "the restarted engine")
+    assert worker.get("/health")["restarts"] == restarts + 1  # counted, whoever found out that it had died
     assert worker.sampled() == (0, 1.0)
 
 

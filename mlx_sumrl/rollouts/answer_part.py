@@ -52,7 +52,9 @@ class AnswerPart:
 
     @classmethod
     def of(cls, options: AnswerConfig, tokenizer: Any) -> Self:
-        """With a Hugging Face tokenizer."""
+        """With a Hugging Face tokenizer, which is looked at only where there is a marker."""
+        if options.after is None:
+            return cls(options, lambda token_ids: "")
         names = {
             token_id: token.content
             for token_id, token in tokenizer.added_tokens_decoder.items()

@@ -4,30 +4,19 @@ from __future__ import annotations
 
 import argparse
 import gc
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks import memory, shapes
-from benchmarks.measured_step import IdsAsText, Load, grpo_options, measured_step
+from benchmarks.measured_step import Load, grpo_options, measured_step
 from benchmarks.memory import configurations
-from benchmarks.own_steps import Recorder
 from benchmarks.shapes import SHAPES, make_shape
-from benchmarks.workload import REWARD, examples, prompts
-from mlx_sumrl.config import (
-    GrpoConfig,
-    LengthConfig,
-    OptimizerConfig,
-    PolicyConfig,
-    RewardConfig,
-    RunConfig,
-    SamplingConfig,
-    StageConfig,
-)
-from mlx_sumrl.policy.loading import load_policy
 from mlx_sumrl.reporting.model_shape import ModelShape
-from mlx_sumrl.training.trainer import Trainer
 from tests.benchmarks.programs import check_spread, run, text_of
 
 TINY = Load(prompts=1, group_size=3, prompt_tokens=9, new_tokens=5)
@@ -104,44 +93,19 @@ def test_what_lies_in_memory_is_counted_by_hand(moments: Any, tmp_path: Path) ->
         assert phase["peak"] >= result["before"]
 
 
-@pytest.mark.usefixtures("exact_buffers")
 def test_the_trainer_s_own_step_has_the_same_peak(tmp_path: Path) -> None:
-    """Its later steps, whose peak it takes over everything from sampling to update.
-
-    The lowest of several on either side: what is computed may be freed a little late, as threads happen to run.
-    """
-    import mlx.core as mx
-
-    folder = str(make_shape(tmp_path / "toy", "toy"))
-
-    def below() -> int:
-        gc.collect()
-        mx.synchronize()
-        return mx.get_active_memory()
-
-    measured_step(folder, TINY, "full", "bfloat16", "none")  # what a process makes once and keeps
-
-    def once() -> int:
-        start = below()
-        return int(measured_step(folder, TINY, "full", "bfloat16", "none")["peak"]) - start
-
-    measured = min(once() for _ in range(4))
-    reward = RewardConfig(kind="function", function=REWARD)
-    config = RunConfig(
-        policy=PolicyConfig(model=folder, dtype="bfloat16", tuning="full", gradient_checkpointing=True),
-        sampling=SamplingConfig(max_tokens=TINY.new_tokens),
-        length=LengthConfig(target=1, tolerance=0),
-        grpo=GrpoConfig(prompts_per_step=TINY.prompts, group_size=TINY.group_size),
-        optimizer=OptimizerConfig(moments="bfloat16"),
-        stages=(StageConfig(name="measured", steps=7, rewards=(reward,)),),
+    """In a process of their own, where nothing that other tests left behind is freed meanwhile."""
+    folder = make_shape(tmp_path / "toy", "toy")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.benchmarks.own_peak", str(folder)],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
-    start = below()
-    policy, recorder = load_policy(config.policy), Recorder()
-    policy.stop_ids, policy.tokenizer = frozenset(), IdsAsText()
-    asked_for = examples(prompts(TINY.prompts, TINY.prompt_tokens, policy.vocabulary))
-    Trainer(policy, config, progress=recorder).stage(config.stages[0], asked_for)
-    lowest = min(step["memory/peak_gb"] for step in recorder.steps[1:])
-    assert measured == pytest.approx(lowest * 1e9 - start, rel=0.1)
+    assert done.returncode == 0, done.stderr
+    measured, own = json.loads(done.stdout.splitlines()[-1])
+    assert measured == pytest.approx(own, rel=0.1)
 
 
 def test_adapters_leave_the_weights_alone(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from rich.table import Table
 from mlx_sumrl.config import DataConfig, LengthConfig, LongDocumentsConfig, PolicyConfig
 from mlx_sumrl.data.examples import fitted_text
 from mlx_sumrl.data.sources import read_rows
-from mlx_sumrl.evaluation.overlap import rouge
+from mlx_sumrl.metrics.rouge import rouge
 from mlx_sumrl.options.command_line import exit_code_of
 from mlx_sumrl.policy.loading import load_policy
 from mlx_sumrl.policy.policy import Policy

@@ -10,8 +10,8 @@ from typing import Any, Self
 from mlx_sumrl.config import DEFAULT_LENGTH_UNIT, LengthConfig, LengthUnit
 from mlx_sumrl.data.languages import keeps_language
 from mlx_sumrl.evaluation.length import LengthSummary
-from mlx_sumrl.evaluation.meteor import meteor, missing_wordnet
-from mlx_sumrl.evaluation.overlap import ROUGE_NAMES, rouge
+from mlx_sumrl.metrics.meteor import meteor, missing_wordnet
+from mlx_sumrl.metrics.rouge import ROUGE_NAMES, rouge
 from mlx_sumrl.rewards.length import is_within, length_in
 from mlx_sumrl.rewards.repetition import repetition
 from mlx_sumrl.rollouts.types import FinishReason, Group

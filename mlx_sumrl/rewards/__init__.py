@@ -3,7 +3,7 @@
 from mlx_sumrl.rewards.function import FunctionReward, load_function
 from mlx_sumrl.rewards.language import LanguageReward
 from mlx_sumrl.rewards.length import LengthReward, WithinReward, is_within, length_in, length_reward
-from mlx_sumrl.rewards.overlap import RougeLReward, RougeTokenizer
+from mlx_sumrl.rewards.overlap import RougeLReward
 from mlx_sumrl.rewards.reward import Reward
 from mlx_sumrl.rewards.scoring import RewardSet, Scores, build_rewards
 
@@ -14,7 +14,6 @@ __all__ = [
     "Reward",
     "RewardSet",
     "RougeLReward",
-    "RougeTokenizer",
     "Scores",
     "WithinReward",
     "build_rewards",

@@ -1,84 +1,17 @@
-"""ROUGE-L of a completion against the reference (Lin 2004, "ROUGE: A Package for Automatic Evaluation of
-Summaries"), by rouge-score with Porter stemming.
-
-rouge-score's own tokenizer keeps ``[a-z0-9]+`` and drops everything else, so a Chinese or Russian summary has
-no tokens and always scores 0. `RougeTokenizer` adds the other scripts and changes nothing about Latin text:
-whatever the text, its Latin tokens are exactly those of rouge-score (for which an accented letter separates
-words), so scores of English text are comparable with published ones.
-"""
+"""Rewards for what a completion shares with its reference."""
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 import numpy as np
-from nltk.stem.porter import PorterStemmer
 from numpy.typing import NDArray
 from rouge_score.rouge_scorer import RougeScorer
 
+from mlx_sumrl.metrics.rouge import rouge_scorer
 from mlx_sumrl.rewards.reward import score_each
 from mlx_sumrl.rollouts.types import Group
-
-# Scripts written without spaces between words, and Hangul, whose words carry their particles: one character
-# is one token, as in the character ROUGE that Chinese summarisation reports (LCSTS, Hu et al. 2015).
-_UNSPACED = (
-    "\u0e00-\u0eff"  # Thai, Lao
-    "\u1000-\u109f\u1780-\u17ff"  # Myanmar, Khmer
-    "\u1100-\u11ff\u3130-\u318f\ua960-\ua97f\uac00-\ud7ff"  # Hangul
-    "\u2e80-\u2fdf\u3005-\u3007\u3021-\u3029"  # radicals and marks of Han
-    "\u3040-\u312f\u31a0-\u31bf\u31f0-\u31ff\uff66-\uffdc"  # kana, bopomofo, half-width kana and jamo
-    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Han
-)
-# Latin letters beyond a-z, and numeric symbols such as superscripts: separators for rouge-score, and so here.
-_LATIN_OR_SYMBOL = (
-    "\u0080-\u02ff\u1d00-\u1dbf\u1e00-\u1eff\u2000-\u2c7f\ua720-\ua7ff\uab30-\uab6f\ufb00-\ufb06"
-)
-# Vowel signs and the like belong to the character before them, but are not \w in Python's re.
-_MARKS = "".join(
-    chr(code) for code in range(0x0300, 0x10000) if unicodedata.category(chr(code)).startswith("M")
-)
-_UNSPACED_CHARACTER = rf"(?!\W)[{_UNSPACED}][{_MARKS}]*"
-_OTHER_LETTER = rf"[^\W_\x00-\x7f{_LATIN_OR_SYMBOL}{_UNSPACED}]"
-_TOKEN_RE = re.compile(rf"[a-z0-9]+|{_UNSPACED_CHARACTER}|{_OTHER_LETTER}(?:{_OTHER_LETTER}|[{_MARKS}])*")
-_UNSPACED_RE = re.compile(_UNSPACED_CHARACTER)
-
-_STEMMER = PorterStemmer()
-
-
-@lru_cache(maxsize=2**16)
-def _stem(word: str) -> str:
-    # A group repeats the words of its reference and of its neighbours: stemming is the costly part of ROUGE.
-    return str(_STEMMER.stem(word))
-
-
-class RougeTokenizer:
-    """rouge-score's default tokenizer with stemming, and beyond it: other alphabets by word, CJK by
-    character.
-
-    Text is lower-cased. Latin words of more than three characters are stemmed (Porter), as rouge-score does.
-    """
-
-    def tokenize(self, text: str) -> list[str]:
-        """Tokens of ``text`` in order; an empty list where it has no letter and no digit."""
-        tokens: list[str] = _TOKEN_RE.findall(text.lower())
-        return [_stem(token) if len(token) > 3 and token.isascii() else token for token in tokens]
-
-
-def space_characters(text: str) -> str:
-    """Put spaces around each character of a script written without them (Han, kana, Hangul, Thai, ...).
-
-    Makes such text fit for any tokenizer that looks for spaces; leaves all other text as it is.
-    """
-    return _UNSPACED_RE.sub(r" \g<0> ", text)
-
-
-def rouge_scorer(*kinds: str) -> RougeScorer:
-    """A rouge-score scorer (``rouge1``, ``rouge2``, ``rougeL``) with stemming and `RougeTokenizer`."""
-    return RougeScorer(list(kinds), tokenizer=RougeTokenizer())
 
 
 @dataclass(frozen=True, slots=True)

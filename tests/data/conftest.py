@@ -14,14 +14,6 @@ from .made_tokenizers import CHATML, byte_tokenizer, control, metaspace_tokenize
 
 
 @pytest.fixture(scope="session")
-def shared() -> Path:
-    folder = Path(__file__).parents[2].parent / "shared"
-    if not folder.is_dir():
-        pytest.skip(f"needs {folder.name}/, the folder of models and data beside the checkout")
-    return folder
-
-
-@pytest.fixture(scope="session")
 def summarizer(shared: Path) -> Any:
     """A ChatML tokenizer with byte-level BPE."""
     return AutoTokenizer.from_pretrained(str(shared / "models" / "summarizer-5m"))

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import DefaultTokenizer
 
-from mlx_sumrl.rewards import RougeLReward, RougeTokenizer
-from mlx_sumrl.rewards.overlap import space_characters
+from mlx_sumrl.metrics.rouge import RougeTokenizer, space_characters
+from mlx_sumrl.rewards import RougeLReward
 
 
 def f1(candidate: list[str], reference: list[str]) -> float:

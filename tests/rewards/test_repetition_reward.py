@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from mlx_sumrl.config import LengthConfig, StageConfig
-from mlx_sumrl.rewards.repetition import RepetitionReward, repeated_share
+from mlx_sumrl.metrics.repetition import repeated_share
+from mlx_sumrl.rewards.repetition import RepetitionReward
 from mlx_sumrl.rewards.scoring import build_rewards
 from mlx_sumrl.rollouts.types import Completion
 

@@ -18,7 +18,7 @@ from nltk.corpus import wordnet
 from nltk.tokenize import wordpunct_tokenize
 from nltk.translate.meteor_score import single_meteor_score
 
-from mlx_sumrl.rewards.overlap import space_characters
+from mlx_sumrl.metrics.rouge import space_characters
 
 _LOCK = threading.Lock()
 

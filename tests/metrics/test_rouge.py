@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
-from mlx_sumrl.evaluation.overlap import ROUGE_NAMES, rouge
+from mlx_sumrl.metrics.rouge import ROUGE_NAMES, rouge
 
 
 def test_by_hand():

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from nltk.translate.meteor_score import meteor_score
 
-from mlx_sumrl.evaluation.meteor import meteor, meteor_tokens
+from mlx_sumrl.metrics.meteor import meteor, meteor_tokens
 
 
 def test_tokens():
@@ -114,7 +114,7 @@ def test_first_use_from_several_threads_with_wordnet(shared):
 def test_nltk_data_set_after_import_is_seen(shared, monkeypatch, wordnet):
     import nltk.data
 
-    from mlx_sumrl.evaluation.meteor import missing_wordnet
+    from mlx_sumrl.metrics.meteor import missing_wordnet
 
     folder = str(shared / "nltk_data")
     monkeypatch.setattr(nltk.data, "path", [])

@@ -157,9 +157,8 @@ class Pool:
     def _ask(self, member: Member) -> None:
         """As much of what is planned for it as it takes at once."""
         while member.live and member.open and member.version is not None and member.queue:
-            asked = (
-                member.asked_now
-            )  # what still runs under the version before ends first, by the worker's gate
+            # What still runs under the version before does not count: by the worker's gate it ends first.
+            asked = member.asked_now
             if asked and (member.takes_batches or asked >= self.nodes.max_in_flight):
                 return
             ready = [one for one, _ in member.queue if one.floor <= member.version]

@@ -26,6 +26,7 @@ from mlx_sumrl.reporting.run_folder import RunFolder
 from mlx_sumrl.training.supervised_preparation import prepare_sft
 from mlx_sumrl.training.supervised_trainer import SupervisedTrainer
 from recipes.exporting import begin, export, how_to_share
+from recipes.fine_tuned import fine_tuned
 from recipes.opened_run import opened
 
 DESCRIPTION = "Fine-tune a model on documents and their summaries."
@@ -54,14 +55,9 @@ def the_job(config: SftRunConfig, run: RunFolder, progress: Progress) -> None:
     prepared = prepare_sft(config, run.path, progress.note)
     policy = prepared.policy
     begin(policy, config, run, {"train": len(prepared.train), "evaluation": len(prepared.held_out)})
-    trainer = SupervisedTrainer(policy, config, prepared.train, prepared.held_out, run=run, progress=progress)
-    if trainer.restore():
-        progress.note(f"going on after step {trainer.state.step}")
 
-    trainer.train()
+    trainer, step = fine_tuned(config, prepared, run, progress)
 
-    best = trainer.take_best() if config.export.best else None
-    step = trainer.state.step if best is None else best
     exported = export(policy, config, run.path, step)
     report(run, trainer, step, exported)
 

@@ -35,8 +35,8 @@ from mlx_sumrl.reporting.progress import Progress, make_progress
 from mlx_sumrl.reporting.run_folder import RunFolder
 from mlx_sumrl.rollouts import LocalSampler, Sampling
 from mlx_sumrl.training.supervised_preparation import prepare_sft
-from mlx_sumrl.training.supervised_trainer import SupervisedTrainer
 from recipes.exporting import begin, export, exported_step, how_to_share, write_cards
+from recipes.fine_tuned import fine_tuned
 from recipes.opened_run import opened
 
 DESCRIPTION = "Quantise a model, train adapters on it, fuse them, and measure what that changed."
@@ -71,17 +71,12 @@ def the_job(config: SmallLaptopConfig, run: RunFolder, progress: Progress) -> No
     begin(policy, config, run, {"train": len(prepared.train), "evaluation": len(prepared.held_out)})
 
     before = measured("before", config, run, policy, progress)
-    trainer = SupervisedTrainer(policy, config, prepared.train, prepared.held_out, run=run, progress=progress)
-    if trainer.restore():
-        progress.note(f"going on after step {trainer.state.step}")
-    trainer.train()
+    _, step = fine_tuned(config, prepared, run, progress)
 
-    best = trainer.take_best() if config.export.best else None
-    step = trainer.state.step if best is None else best
     fused = run.path / "export" / "model"
     if exported_step(run.path) != step or not fused.is_dir():
         export(policy, config, run.path, step)
-    del policy, trainer, prepared  # the fused model is measured by itself
+    del policy, prepared  # the fused model is measured by itself
     gc.collect()
     mx.clear_cache()
 

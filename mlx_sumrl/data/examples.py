@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from mlx_sumrl.config import DataConfig
 from mlx_sumrl.data.declared_sources import declared
@@ -36,6 +36,18 @@ class LoadedExamples:
 
     examples: list[Example]
     report: RowReport
+
+    @classmethod
+    def counted(cls, examples: list[Example], counter: RowCounter, config: DataConfig, option: str) -> Self:
+        """All that came of the rows that were counted.
+
+        Raises:
+            UserError: more unusable rows than `config.max_unusable_share`, or no usable row at all.
+        """
+        report = counter.report()
+        if not examples or report.unusable_share > config.max_unusable_share:
+            raise UserError(too_many_unusable(report, config, option))
+        return cls(examples, report)
 
 
 def config_rows(config: DataConfig, which: Which, seed: int) -> Rows | None:
@@ -110,10 +122,7 @@ def load_examples(
             continue
         examples.append(example)
         counter.use(len(example.prompt_ids), tokens_cut)
-    report = counter.report()
-    if not examples or report.unusable_share > config.max_unusable_share:
-        raise UserError(too_many_unusable(report, config, option))
-    return LoadedExamples(examples, report)
+    return LoadedExamples.counted(examples, counter, config, option)
 
 
 def make_example(

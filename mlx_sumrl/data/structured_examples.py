@@ -13,14 +13,7 @@ from mlx_sumrl.config import DataConfig
 from mlx_sumrl.data.answer_schema import AnswerSchema, NotJsonError, read_json
 from mlx_sumrl.data.conversations import USER, conversation, with_system
 from mlx_sumrl.data.example import Example
-from mlx_sumrl.data.examples import (
-    LoadedExamples,
-    Which,
-    check_columns,
-    load_examples,
-    row_id,
-    too_many_unusable,
-)
+from mlx_sumrl.data.examples import LoadedExamples, Which, check_columns, load_examples, row_id
 from mlx_sumrl.data.prompts import UnusableRowError
 from mlx_sumrl.data.row_report import RowCounter
 from mlx_sumrl.data.sources import Row, Rows
@@ -101,10 +94,7 @@ def load_conversations(
             continue
         examples.append(example)
         counter.use(len(example.prompt_ids), lost)
-    report = counter.report()
-    if not examples or report.unusable_share > data.max_unusable_share:
-        raise UserError(too_many_unusable(report, data, option))
-    return LoadedExamples(examples, report)
+    return LoadedExamples.counted(examples, counter, data, option)
 
 
 def _asked(

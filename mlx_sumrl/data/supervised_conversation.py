@@ -105,7 +105,7 @@ class ConversationRows:
             trained[start:end] = [wanted] * (end - start)
         if not first:
             raise UnusableRowError("nothing is asked before the first answer")
-        example = SupervisedExample(name, ids[:begin], ids[begin:], tuple(trained[begin:]))
+        example = SupervisedExample(name, ids[:begin], ids[begin:], tuple(trained[begin:]), conversation=True)
         return SupervisedRow(example, first, len(tokenised.encoding.ids) - len(ids))
 
     def _turns(self, row: Row) -> tuple[Turn, ...]:

@@ -20,6 +20,8 @@ class SupervisedExample:
     """What follows it [T], stop tokens included."""
     trained: tuple[bool, ...]
     """[T]: which of them count in the loss."""
+    conversation: bool = False
+    """Whether its prompt is a conversation's, which no instruction of ours has asked for a length."""
 
     def __post_init__(self) -> None:
         if not self.prompt_ids or len(self.answer_ids) != len(self.trained) or not any(self.trained):

@@ -116,10 +116,14 @@ def _check_length(config: SftRunConfig, policy: Policy, train: list[SupervisedEx
         learned = [token for token, learn in zip(one.answer_ids, one.trained, strict=True) if learn]
         return text_length(policy.decode(learned), unit)
 
-    usual = median(map(length, train))
-    if "{target_length}" in config.data.instruction and abs(usual - asked) > config.length.tolerance:
+    told = [one for one in train if not one.conversation]
+    if not told or "{target_length}" not in config.data.instruction:
+        return
+    usual = median(map(length, told))
+    if abs(usual - asked) > config.length.tolerance:
         note(
-            f"every prompt asks for {asked} {unit} (length.target), and the answer in the middle has {usual:g}: leave "
+            f"every prompt of a document asks for {asked} {unit} (length.target), and the answer in the middle has "
+            f"{usual:g}: leave "
             "{target_length} out of data.instruction, or the model learns that it means nothing"
         )
 

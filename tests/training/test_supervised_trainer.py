@@ -208,6 +208,24 @@ def test_a_length_that_is_asked_for_and_not_taught_is_told(target: int, tmp_path
     assert any(f"asks for {target} tokens" in note for note in notes) == (target == 500)
 
 
+def test_conversations_were_asked_for_no_length(shared: Path, tmp_path: Path) -> None:
+    """Their prompts are their own; the usual answer here has 68 tokens, far from the target."""
+    changes = {
+        "policy": {"model": str(shared / "models" / "summarizer-5m"), "tiny": None},
+        "data": {
+            "train": str(shared / "data" / "news_tags.train.jsonl"),
+            "grammar": None,
+            "max_prompt_tokens": 416,
+            "instruction": "In {target_length} tokens:\n{document}",
+        },
+        "length": {"target": 500, "tolerance": 5},
+    }
+    notes: list[str] = []
+    prepared = prepare_sft(sft_job(tmp_path, changes), tmp_path, notes.append)
+    assert prepared.train
+    assert not any("asks for" in note for note in notes)
+
+
 class PowerCutError(Exception):
     """The end of a process, in a test that stays in one."""
 

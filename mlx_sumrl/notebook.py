@@ -72,8 +72,8 @@ def load_examples(
     """Examples from a file, a dataset's name, or rows as dicts; ``options`` are those of `DataConfig`.
 
     ``target`` is the length that the instruction asks for where it says ``{target_length}``, in tokens or the ``unit``
-    that is given; ``split``
-    that of a dataset (its training split otherwise); ``limit`` takes the first rows only. Raises `UserError`.
+    that is given; ``split`` that of a dataset (its training split otherwise); ``limit`` takes the first rows only.
+    Raises `UserError`.
     """
     length = _length(target, unit=unit)
     config = _validated(DataConfig, {"max_prompt_tokens": _room_for_prompt(policy, length), **options})

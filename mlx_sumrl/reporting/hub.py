@@ -24,7 +24,7 @@ def check_hub(repository: str, api: Any | None = None) -> Any:
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     owner, slash, name = repository.partition("/")
     try:

@@ -33,7 +33,7 @@ class PredictionsConfig(MatchingConfig):
     """Conversations in the references."""
     fields: tuple[str, ...] = ()
     """Score only these; empty takes all that the references have."""
-    rename: dict[str, str] = {}
+    rename: dict[str, str] = Field(default={})
     """Field of the references -> what the predictions call it: `'{key_insights: insights}'`."""
     samples: bool = False
     """Several answers to one id are meant: each is a row, and how much they agree is measured."""

@@ -197,7 +197,9 @@ def _field(
     held = [value for value in expected if value is not _ABSENT]
     kind = field_kind(held or [value for value in said if value is not _ABSENT])
     soft = kind == "list" and name in matching.soft_fields
-    words = f"soft: ROUGE-L F1 of at least {matching.soft_threshold:g}, one to one" if soft else matching.matching
+    words = (
+        f"soft: ROUGE-L F1 of at least {matching.soft_threshold:g}, one to one" if soft else matching.matching
+    )
     overlaps = tuple(
         value_overlap(one, other, matching, soft) for one, other in zip(said, expected, strict=True)
     )
@@ -209,7 +211,8 @@ def value_overlap(said: Any, expected: Any, matching: MatchingConfig, soft: bool
     """How much of one value is in another; lists are sets of items, anything else is one item."""
     if soft and isinstance(said, list) and isinstance(expected, list):
         texts = [
-            [item if isinstance(item, str) else item_key(item) for item in value] for value in (said, expected)
+            [item if isinstance(item, str) else item_key(item) for item in value]
+            for value in (said, expected)
         ]
         return soft_overlap(texts[0], texts[1], matching.soft_threshold, similar)
     keys = [() if value is _ABSENT else _keys(value, matching) for value in (said, expected)]

@@ -37,17 +37,20 @@ class StructuredScores:
     texts: dict[str, TextScore]
     """The same for fields of free text."""
     metrics: tuple[dict[str, float | None], ...]
-    """Of each row [N]: ``valid`` and ``exact_match`` (0 or 1), the means of its lists' `LIST_METRICS`, and of each field
-    ``FIELD/exact`` and, as its kind has it, ``FIELD/f1`` (and so on), ``FIELD/error`` (said - expected),
+    """Of each row [N]: ``valid`` and ``exact_match`` (0 or 1), the means of its lists' `LIST_METRICS`, and of each
+    field ``FIELD/exact`` and, as its kind has it, ``FIELD/f1`` (and so on), ``FIELD/error`` (said - expected),
     ``FIELD/absolute_error``, ``FIELD/rougeL`` (and so on)."""
     errors: dict[str, tuple[dict[str, float | int], ...]]
     """Field of numbers -> ``row`` (from 0), ``said``, ``expected`` and ``error`` of each row that has both."""
 
     def to_json(self) -> dict[str, Any]:
-        """Summary and fields as plain JSON values; a text's scores are under its field's ``text``."""
+        """Summary and fields as plain JSON values; a text's scores are under its field's ``text``, what a number is off
+        by under ``errors``."""
         fields = {name: score.to_json() for name, score in self.fields.items()}
         for name, text in self.texts.items():
             fields[name]["text"] = text.to_json()
+        for name, errors in self.errors.items():
+            fields[name]["errors"] = [one["error"] for one in errors]
         return {"summary": dict(self.summary), "fields": fields}
 
 
@@ -135,7 +138,9 @@ def _check(found: Sequence[FieldRows], matching: MatchingConfig) -> None:
     for name in matching.soft_fields:
         if kinds.get(name) != "list":
             lists = ", ".join(name for name, kind in kinds.items() if kind == "list") or "none"
-            raise UserError(f"soft_fields has {name!r}, which is no list; the fields that are lists are: {lists}")
+            raise UserError(
+                f"soft_fields has {name!r}, which is no list; the fields that are lists are: {lists}"
+            )
 
 
 def _list_means(found: Sequence[FieldRows], row: int) -> dict[str, float | None]:

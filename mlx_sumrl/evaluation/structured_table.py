@@ -48,11 +48,12 @@ _LISTS = {
     "exact": "exact",
 }
 _LIST_CAPTION = (
-    "percent; P, R, F1, Jaccard: means over rows, 100 where both lists are empty; micro: F1 over the items of all rows; "
-    "empty: rows where both are empty"
+    "percent; P, R, F1, Jaccard: means over rows, 100 where both lists are empty; micro: F1 over the items of all "
+    "rows; empty: rows where both are empty"
 )
 _NUMBER_CAPTION = (
-    "errors in the field's own unit; R²: 1 perfect, 0 as good as always saying the mean; exact, there: percent of rows"
+    "errors in the field's own unit; R²: 1 perfect, 0 as good as always saying the mean; exact: percent right; there: "
+    "percent that have a number"
 )
 _TEXTS = {"rouge1": "R-1", "rouge2": "R-2", "rougeL": "R-L", "meteor": "METEOR", "bleu": "BLEU"}
 
@@ -117,8 +118,8 @@ def field_tables(scores: Mapping[str, StructuredScores]) -> list[Table]:
 def summary_table(scores: Mapping[str, StructuredScores], title: str | None = None) -> Table:
     """Whole answers: one line for each of `scores`."""
     caption = (
-        "percent; all: answers all of whose fields are exact; P to Jaccard: means of the lists; micro, macro: F1 of all "
-        "fields. " + SAYS
+        "percent; all: answers all of whose fields are exact; P to Jaccard: means of the lists; micro, macro: F1 of "
+        "all fields. " + SAYS
     )
     table = _table(title, caption, "answers", [*_WHOLE.values()])
     for name, one in scores.items():
@@ -130,9 +131,9 @@ def consistency_table(found: Consistency) -> Table:
     """How much several answers to one question agree, field by field."""
     shares = "-" if found.identical is None else f"{100 * found.identical:.1f}"
     caption = (
-        f"{len(found.ids)} questions with {found.least} to {found.most} usable answers ({found.left_out} with fewer than "
-        f"two are left out); {shares} % of them always got the same answer. same: percent of questions whose answers "
-        "all agree; Jaccard: mean of pairs, percent; variation: standard deviation over mean, percent"
+        f"{len(found.ids)} questions with {found.least} to {found.most} usable answers ({found.left_out} with "
+        f"fewer than two are left out); {shares} % of them always got the same answer. same: percent of "
+        "questions whose answers all agree; Jaccard: mean of pairs, percent; variation: standard deviation over mean, percent"
     )
     table = _table("agreement of samples", caption, "field", ["same", "Jaccard", "variation"])
     for name, field in found.fields.items():

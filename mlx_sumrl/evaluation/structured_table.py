@@ -133,7 +133,8 @@ def consistency_table(found: Consistency) -> Table:
     caption = (
         f"{len(found.ids)} questions with {found.least} to {found.most} usable answers ({found.left_out} with "
         f"fewer than two are left out); {shares} % of them always got the same answer. same: percent of "
-        "questions whose answers all agree; Jaccard: mean of pairs, percent; variation: standard deviation over mean, percent"
+        "questions whose answers all agree; Jaccard: mean of pairs, percent; variation: standard deviation over "
+        "mean, percent"
     )
     table = _table("agreement of samples", caption, "field", ["same", "Jaccard", "variation"])
     for name, field in found.fields.items():

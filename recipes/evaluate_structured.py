@@ -20,11 +20,12 @@ from rich.console import Console
 
 from mlx_sumrl.config import Decoding, EvaluationConfig, MaskingConfig, StructuredConfig
 from mlx_sumrl.config.matching import MatchingConfig
-from mlx_sumrl.data.answer_schema import AnswerSchema, load_schema
+from mlx_sumrl.data.answer_schema import AnswerSchema, load_schema, read_json
 from mlx_sumrl.data.examples import config_rows
 from mlx_sumrl.data.structured_examples import load_structured
 from mlx_sumrl.errors import UserError
 from mlx_sumrl.evaluation.structured import StructuredEvaluation, evaluate_structured
+from mlx_sumrl.evaluation.structured_scores import check_soft_fields
 from mlx_sumrl.evaluation.structured_table import field_tables, structured_table, summary_table
 from mlx_sumrl.options.command_line import exit_code_of, parse
 from mlx_sumrl.policy.policy import Policy
@@ -39,7 +40,7 @@ WARM_UP = 4
 """Tokens drawn before the clock starts: the first ones compile kernels, and are not the first decoding's own cost."""
 
 
-class EvaluateStructuredConfig(GivenModel, MatchingConfig):
+class EvaluateStructuredConfig(MatchingConfig, GivenModel):
     """What to evaluate, on what."""
 
     structured: StructuredConfig
@@ -73,6 +74,7 @@ def main() -> None:
     decodings = dict.fromkeys(config.decodings or (config.structured.decoding,))
     constraints = {decoding: _constraint(decoding, schema, policy) for decoding in decodings}
     loaded = load_structured(rows, data, config.messages_column, schema, policy.tokenizer, length.target)
+    check_soft_fields([read_json(example.reference) for example in loaded.examples], config)
     console = Console()
     console.print(loaded.report.describe(), highlight=False, markup=False)
     LocalSampler(policy).sample(loaded.examples[:1], 1, Sampling(0, max_tokens=WARM_UP), config.seed)

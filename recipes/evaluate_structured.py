@@ -11,6 +11,7 @@ Rows are conversations (`messages`) whose last answer is the reference, or docum
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Self
@@ -35,7 +36,11 @@ from mlx_sumrl.rollouts.constraint import Constraint
 from mlx_sumrl.rollouts.schema_constraint import end_of_json, schema_constraint
 from recipes.given_model import GivenModel
 
-DESCRIPTION = "Evaluate a model on rows whose answers are JSON: validity, repairs, field F1."
+DESCRIPTION = (
+    "Evaluate a model on rows whose answers are JSON: validity, repairs, lists, numbers and texts, beside what answers "
+    "get that never look at a document."
+)
+PROGRAM = "python -m recipes.evaluate_structured"
 WARM_UP = 4
 """Tokens drawn before the clock starts: the first ones compile kernels, and are not the first decoding's own cost."""
 
@@ -64,9 +69,7 @@ class EvaluateStructuredConfig(MatchingConfig, GivenModel):
 
 def main() -> None:
     """Load, evaluate with each decoding, print, write."""
-    config = parse(
-        EvaluateStructuredConfig, prog="python -m recipes.evaluate_structured", description=DESCRIPTION
-    )
+    config = parse(EvaluateStructuredConfig, prog=PROGRAM, description=DESCRIPTION)
     schema = load_schema(config.structured.schema)
     rows = config_rows(config.data, "evaluation", config.seed)
     assert rows is not None  # the config has checked it
@@ -100,7 +103,11 @@ def main() -> None:
         console.print(table)
     _report_failures(console, results)
     if config.out:
-        _write(config.out, {name: result.to_json() for name, result in results.items()})
+        repeat = {
+            "options": config.model_dump(mode="json", exclude={"out"}),
+            "command": f"{PROGRAM} {shlex.join(sys.argv[1:])}",
+        }
+        _write(config.out, {name: {**repeat, **result.to_json()} for name, result in results.items()})
         console.print(f"wrote {config.out}", highlight=False, markup=False)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 from typing import Any
 
 import nltk.translate.meteor_score
 import pytest
+from rich.console import Console
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu import sentence_bleu
 
@@ -14,7 +16,13 @@ from mlx_sumrl.config.matching import MatchingConfig
 from mlx_sumrl.errors import UserError
 from mlx_sumrl.evaluation.structured_baselines import ALWAYS_EMPTY, CONSTANT, baseline_answers
 from mlx_sumrl.evaluation.structured_fields import field_kind, field_scores
-from mlx_sumrl.evaluation.structured_scores import numeric_errors, score_answers, score_baselines
+from mlx_sumrl.evaluation.structured_scores import (
+    LIST_METRICS,
+    numeric_errors,
+    score_answers,
+    score_baselines,
+)
+from mlx_sumrl.evaluation.structured_table import field_tables, summary_table
 from mlx_sumrl.metrics.meteor import meteor_tokens
 
 REFERENCES: list[dict[str, Any]] = [
@@ -198,3 +206,17 @@ def test_kinds() -> None:
     huge = score_answers([{"n": 1}], [{"n": 10**400}], PLAIN).fields["n"]
     assert huge.numbers is not None
     assert huge.numbers.answered == 0
+
+
+def test_long_names_cut_no_number() -> None:
+    long = "a_field_with_a_name_that_takes_more_than_half_of_the_line"
+    references = [{long: ["a"], "n": 4.0, "summary": "a b"}, {long: [], "n": 8.0, "summary": ""}]
+    scores = {long * 2: score_answers(references, references, PLAIN), **score_baselines(references, PLAIN)}
+    console = Console(width=80, record=True, file=io.StringIO())
+    for table in (summary_table(scores), *field_tables(scores)):
+        console.print(table)
+    said = console.export_text()
+    assert max(map(len, said.splitlines())) <= 80
+    assert "…" not in said
+    assert said.count("100.0") >= 3 * len(LIST_METRICS)
+    assert "-0.00" not in said

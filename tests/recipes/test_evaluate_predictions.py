@@ -241,7 +241,8 @@ def test_it_is_the_same_for_a_model_s_own_answers(program: Program, job: Path, s
     found = json.loads((job / "found.json").read_text())["free"]
     assert found["baselines"]["always empty"]["fields"]["company_names"]["jaccard_mean"] == 1 / 2
     assert set(FIELDS) == set(found["fields"])
-    assert set(found) >= {"numeric_errors", "matching", "rows", "summary"}
+    assert set(found) >= {"numeric_errors", "matching", "rows", "summary", "options"}
+    assert found["command"].startswith("python -m recipes.evaluate_structured --model ")
     assert {row["metrics"]["valid"] for row in found["rows"]} == {0.0}
     assert "always empty" in ended.out
     ended = program("evaluate_structured", *argv, "--soft_fields", "relevance_score")

@@ -41,7 +41,7 @@ def group(text: str, references: tuple[str, ...]) -> Group:
 
 @pytest.mark.usefixtures("wordnet")
 def test_best_and_mean_of_each_metric_by_itself():
-    text = "Two old friends and Bob were in Paris in 1999"
+    text = "Two old friends and Bob were in Paris in 1998"
     alone = [
         score([group(text, (one,))], ASKED, Scoring(bertscore=Overlap())).rows[0].metrics
         for one in REFERENCES
@@ -57,7 +57,7 @@ def test_best_and_mean_of_each_metric_by_itself():
         assert mean.metrics[name] == pytest.approx(fmean(values))
         winners.add(values.index(max(values)))
     assert len(winners) > 1  # no one reference is best at all
-    assert [one["entity_coverage"] for one in alone] == [1.0, None, pytest.approx(2 / 3)]
+    assert [one["entity_coverage"] for one in alone] == [1.0, None, 0.5]
     for name in set(best.metrics) - {*REFERENCE_METRICS, *BERTSCORE_NAMES}:
         assert best.metrics[name] == mean.metrics[name] == alone[0][name]
 

@@ -65,7 +65,7 @@ def test_several_references(program: Program, asked: list[str], posts_file: Path
     posts_file.write_text("".join(json.dumps(row) + "\n" for row in lists))
 
     def mean_chrf(*more: str) -> float:
-        assert program("evaluate", *asked, *more).code == 0
+        assert program("evaluate", *asked, "--temperature", "1", *more).code == 0
         content = json.loads((tmp_path / "found.json").read_text())
         assert [row["references"] for row in content["rows"]] == [row["summary"] for row in lists]
         return content["summary"]["chrf"]

@@ -92,19 +92,23 @@ class BertScorer:
         ids = dict(zip(different, map(self._encode, different), strict=True))
         weights = self._weights([ids[one] for one in references])
         scores_N3 = np.zeros((len(texts), 3))
-        # Pairs of about the same length share a batch, so that little of it is padding.
-        order = sorted(range(len(texts)), key=lambda at: len(ids[texts[at]]) + len(ids[references[at]]))
+        # References of about the same length share a batch, so that little of it is padding, and the same one, which
+        # several texts may have, is encoded once.
+        order = sorted(
+            range(len(texts)), key=lambda at: (len(ids[references[at]]), references[at], texts[at])
+        )
         pairs = max(self._batch_size // 2, 1)
         for start in range(0, len(order), pairs):
             batch = order[start : start + pairs]
-            mine, theirs = ([ids[side[at]] for at in batch] for side in (texts, references))
-            vectors = self._vectors([*mine, *theirs])
-            for row, at in enumerate(batch):
-                if min(len(mine[row]), len(theirs[row])) <= self._blank:
+            inside = list(dict.fromkeys(one for at in batch for one in (texts[at], references[at])))
+            vectors = dict(zip(inside, self._vectors([ids[one] for one in inside]), strict=True))
+            for at in batch:
+                mine, theirs = ids[texts[at]], ids[references[at]]
+                if min(len(mine), len(theirs)) <= self._blank:
                     continue
-                similar_AB = vectors[row] @ vectors[len(batch) + row].T
-                precision = _weighted(similar_AB.max(axis=1), [weights(one) for one in mine[row]])
-                recall = _weighted(similar_AB.max(axis=0), [weights(one) for one in theirs[row]])
+                similar_AB = vectors[texts[at]] @ vectors[references[at]].T
+                precision = _weighted(similar_AB.max(axis=1), [weights(one) for one in mine])
+                recall = _weighted(similar_AB.max(axis=0), [weights(one) for one in theirs])
                 total = precision + recall
                 scores_N3[at] = precision, recall, 2 * precision * recall / total if total else 0.0
         return scores_N3

@@ -17,7 +17,11 @@ class Metric:
     """One number of a completion."""
 
     name: str
-    """Its key in ``metrics`` of a row, and in ``summary``, where it is the mean over the rows."""
+    """Its key in ``metrics`` of a row, and in ``summary``, where it is the mean over the rows.
+
+    ``length`` and ``unfinished`` of a row are its ``length`` and its ``finish_reason``, and the mean length is
+    ``length_mean``. ``distinct_*_all``, ``mae``, ``r2`` and those of fields are numbers of all rows together.
+    """
     title: str
     """For people: a column, an axis."""
     unit: str

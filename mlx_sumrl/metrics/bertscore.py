@@ -13,10 +13,9 @@ from math import log
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
-
-import mlx.core as mx
 
 from mlx_sumrl.errors import UserError
 from mlx_sumrl.metrics.encoder import Encoder, EncoderShape
@@ -42,6 +41,7 @@ BEST_LAYERS = {
     "sup-simcse-roberta-large": 16,
 }
 """The layer that agrees best with people (WMT16), by bert-score's table, of common encoders."""
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model")
 
 
 class BertScorer:
@@ -72,7 +72,9 @@ class BertScorer:
         self._batch_size = batch_size
         self._encoder = Encoder(folder, shape, self.layer)
         self._tokenizer = _tokenizer(folder)
-        self._prefix = "" if shape.kind == "bert" else " "  # a word at the beginning is as any other
+        # With RoBERTa a word at the beginning is to be as any other, and has a space before it. bert-score asks its
+        # tokenizer for that, too, which listens up to version 4 of transformers and no longer does in version 5.
+        self._prefix = "" if shape.kind == "bert" else " "
         self._longest = min(shape.positions, int(self._tokenizer.model_max_length))
         self._blank = self._tokenizer.num_special_tokens_to_add()
 
@@ -90,33 +92,41 @@ class BertScorer:
         ids = dict(zip(different, map(self._encode, different), strict=True))
         weights = self._weights([ids[one] for one in references])
         scores_N3 = np.zeros((len(texts), 3))
-        # Pairs of about the same length share a batch, so that little of it is padding.
-        order = sorted(range(len(texts)), key=lambda at: len(ids[texts[at]]) + len(ids[references[at]]))
+        # References of about the same length share a batch, so that little of it is padding, and the same one, which
+        # several texts may have, is encoded once.
+        order = sorted(
+            range(len(texts)), key=lambda at: (len(ids[references[at]]), references[at], texts[at])
+        )
         pairs = max(self._batch_size // 2, 1)
         for start in range(0, len(order), pairs):
             batch = order[start : start + pairs]
-            mine, theirs = ([ids[side[at]] for at in batch] for side in (texts, references))
-            vectors = self._vectors([*mine, *theirs])
-            for row, at in enumerate(batch):
-                if min(len(mine[row]), len(theirs[row])) <= self._blank:
+            inside = list(dict.fromkeys(one for at in batch for one in (texts[at], references[at])))
+            vectors = dict(zip(inside, self._vectors([ids[one] for one in inside]), strict=True))
+            for at in batch:
+                mine, theirs = ids[texts[at]], ids[references[at]]
+                if min(len(mine), len(theirs)) <= self._blank:
                     continue
-                similar_AB = vectors[row] @ vectors[len(batch) + row].T
-                precision = _weighted(similar_AB.max(axis=1), [weights(one) for one in mine[row]])
-                recall = _weighted(similar_AB.max(axis=0), [weights(one) for one in theirs[row]])
+                similar_AB = vectors[texts[at]] @ vectors[references[at]].T
+                precision = _weighted(similar_AB.max(axis=1), [weights(one) for one in mine])
+                recall = _weighted(similar_AB.max(axis=0), [weights(one) for one in theirs])
                 total = precision + recall
                 scores_N3[at] = precision, recall, 2 * precision * recall / total if total else 0.0
         return scores_N3
 
     def _encode(self, text: str) -> list[int]:
         stripped = text.strip()
-        whole = self._tokenizer.encode(self._prefix + stripped if stripped else "", add_special_tokens=True)
-        if len(whole) <= self._longest:
-            return list(whole)
+
+        def encoded(longest: int) -> list[int]:
+            ids = self._tokenizer.encode(
+                self._prefix + stripped if stripped else "", truncation=True, max_length=longest
+            )
+            return list(ids)
+
+        ids = encoded(self._longest + 1)
+        if len(ids) <= self._longest:
+            return ids
         self.cut += 1
-        kept = self._tokenizer.encode(
-            self._prefix + stripped, add_special_tokens=True, truncation=True, max_length=self._longest
-        )
-        return list(kept)
+        return encoded(self._longest)
 
     def _vectors(self, ids: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
         """Of each text its tokens' vectors [T, D], of length 1."""
@@ -158,6 +168,10 @@ def _layer(asked: int | None, folder: Path, shape: EncoderShape) -> int:
 def _tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     from transformers import AutoTokenizer  # takes a second to import
 
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):  # else an empty one would be made up
+        raise UserError(
+            f"{folder} holds no tokenizer ({', '.join(_TOKENIZER_FILES)}); fetch the encoder's folder again, whole"
+        )
     try:
         tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # it raises what it likes

@@ -17,7 +17,11 @@ class Metric:
     """One number of a completion."""
 
     name: str
-    """Its key in ``metrics`` of a row, and in ``summary``, where it is the mean over the rows."""
+    """Its key in ``metrics`` of a row, and in ``summary``, where it is the mean over the rows.
+
+    ``length`` and ``unfinished`` of a row are its ``length`` and its ``finish_reason``, and the mean length is
+    ``length_mean``. ``distinct_*_all``, ``mae``, ``r2`` and those of fields are numbers of all rows together.
+    """
     title: str
     """For people: a column, an axis."""
     unit: str
@@ -120,6 +124,8 @@ _LANGUAGE = [
         "higher",
         distinct_1=("Distinct words", "different words over all words"),
         distinct_2=("Distinct 2-grams", "different pairs of words over all pairs"),
+        distinct_1_all=("Distinct words, all", "different words over all words of all summaries together"),
+        distinct_2_all=("Distinct 2-grams, all", "the same of pairs: low where all summaries are alike"),
         entity_coverage=(
             "Entities",
             "share of the reference's names and numbers that are in the summary (heuristic)",

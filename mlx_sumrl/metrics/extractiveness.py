@@ -15,11 +15,12 @@ from mlx_sumrl.metrics.words import ngrams, words
 
 
 def fragment_lengths(summary: Sequence[str], document: Sequence[str]) -> list[int]:
-    """Lengths of the extractive fragments of a summary, in its order.
+    """Lengths of the extractive fragments F(A, S) of a summary, in its order.
 
-    The definition's F(A, S): from left to right, the longest run of words that stands in the document too, then on
-    after it; a word that does not is passed over. Only places where a run can begin are looked at, so it takes far less
-    than the |A| · |S| of the paper's algorithm.
+    The algorithm of the paper's figure 3, which Newsroom's numbers were made by: from left to right, the longest run of
+    words that stands in the document too, then on after it; a word that does not is passed over. As there, a search
+    goes on behind a run that it has found, so that a longer one that begins inside a shorter one is not seen. Only
+    places that have the run's first word are looked at.
     """
     places: dict[str, list[int]] = {}
     for at, word in enumerate(document):
@@ -27,23 +28,13 @@ def fragment_lengths(summary: Sequence[str], document: Sequence[str]) -> list[in
     lengths = []
     start = 0
     while start < len(summary):
-        longest = 0
+        longest = behind = 0
         for at in places.get(summary[start], ()):
-            # A place whose run is no longer than the longest so far differs from it at that distance or before.
-            ahead = start + longest
-            if (
-                ahead >= len(summary)
-                or at + longest >= len(document)
-                or document[at + longest] != summary[ahead]
-            ):
+            if at < behind:
                 continue
-            run = 1
-            while (
-                start + run < len(summary)
-                and at + run < len(document)
-                and document[at + run] == summary[start + run]
-            ):
-                run += 1
+            end = min(len(summary) - start, len(document) - at)
+            run = next((n for n in range(1, end) if summary[start + n] != document[at + n]), end)
+            behind = at + run
             longest = max(longest, run)
         if longest:
             lengths.append(longest)

@@ -35,6 +35,9 @@ class RewardConfig(Room):
     """Tokens of an n-gram whose repeats `repetition` counts."""
     completions_as: Literal["text", "messages"] = "text"
     """How your function gets prompts and completions: strings, or lists of chat messages."""
+    timeout_s: float = Field(default=60.0, gt=0)
+    """Longest time for one group's scores; those that are not there by then are missing, and counted. Your own function
+    gets as long for a whole step, and ends the run where it takes longer."""
     weight: float = 1.0
     """0 logs the reward without training on it."""
     gate: GateConfig | None = None
@@ -50,3 +53,11 @@ class RewardConfig(Room):
     def label(self) -> str:
         """Its name in metrics and gates."""
         return self.name or (self.function.rpartition(":")[2] if self.function else self.kind)
+
+
+class ScoringConfig(Room):
+    """Where completions are scored."""
+
+    processes: int | None = Field(default=None, ge=0)
+    """Worker processes in which rewards that take time are computed, beside the training: null takes one for each core,
+    4 at most, where a stage has a reward worth it. 0 computes them in the training thread, without any time-out."""

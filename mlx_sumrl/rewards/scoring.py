@@ -62,6 +62,8 @@ class RewardSet:
     weights: tuple[float, ...]
     gates: tuple[GateConfig | None, ...]
     """For each reward the condition under which it counts; a gate names another reward of the set."""
+    timeouts_s: tuple[float, ...] = ()
+    """For each reward the time that it has; only a `Scorer` looks at it. Empty: none has any limit."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -79,15 +81,16 @@ class RewardSet:
             ValueError: groups of different sizes, or a reward whose answer is not of shape [P, G].
             UserError: a user's function returned something unusable.
         """
-        shape = group_shape(groups)
+        return self.combined([reward(groups) for reward in self.rewards], group_shape(groups))
+
+    def combined(self, said: Sequence[NDArray[np.float64]], shape: tuple[int, int]) -> Scores:
+        """What each reward said of groups of this shape, gated, weighed and summed; see `score`."""
         components: dict[str, NDArray[np.float64]] = {}
-        for reward in self.rewards:
-            values_PG = np.asarray(reward(groups), dtype=np.float64)
+        for name, answer in zip(self.names, said, strict=True):
+            values_PG = np.asarray(answer, dtype=np.float64)
             if values_PG.shape != shape:
-                raise ValueError(
-                    f"reward {reward.name!r} gave an array of shape {values_PG.shape}, not {shape}"
-                )
-            components[reward.name] = values_PG
+                raise ValueError(f"reward {name!r} gave an array of shape {values_PG.shape}, not {shape}")
+            components[name] = values_PG
 
         gated_PGR = np.stack(
             [
@@ -127,6 +130,7 @@ def build_rewards(stage: StageConfig, length: LengthConfig) -> RewardSet:
         rewards=tuple(_build(reward, length) for reward in stage.rewards),
         weights=tuple(reward.weight for reward in stage.rewards),
         gates=tuple(reward.gate for reward in stage.rewards),
+        timeouts_s=tuple(reward.timeout_s for reward in stage.rewards),
     )
 
 

@@ -83,7 +83,13 @@ def meteor_tokens(text: str) -> list[str]:
 
 
 def missing_wordnet() -> str | None:
-    """Load WordNet; None when it is there, else one sentence that says why not and how to mend it.
+    """`wordnet_problem`, for whoever goes on without METEOR."""
+    problem = wordnet_problem()
+    return None if problem is None else f"METEOR is left out because {problem}"
+
+
+def wordnet_problem() -> str | None:
+    """Load WordNet; None when it is there, else what is wrong and how to mend it, as the end of a sentence.
 
     Looks in the folders of ``NLTK_DATA`` (as it is now, not as it was when nltk was imported) and of
     ``nltk.data.path``. A failure is not remembered: mend it and call again.
@@ -102,7 +108,7 @@ def missing_wordnet() -> str | None:
                 "is not on this machine" if isinstance(error, LookupError) else f"cannot be read ({error})"
             )
             return (
-                f"METEOR is left out because the WordNet corpus {cause}: run "
+                f"the WordNet corpus {cause}: run "
                 "`python -m nltk.downloader wordnet`, or set NLTK_DATA to a folder that holds "
                 "corpora/wordnet.zip."
             )

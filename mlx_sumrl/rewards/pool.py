@@ -22,6 +22,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, Pipe, wait
 
@@ -75,7 +76,9 @@ class _Job:
     def task(self) -> Task:
         """What is still to be done."""
         still = [
-            (r, tuple(map(int, np.flatnonzero(column)))) for r, column in enumerate(self.is_open_GR.T) if any(column)
+            (r, tuple(map(int, np.flatnonzero(column))))
+            for r, column in enumerate(self.is_open_GR.T)
+            if any(column)
         ]
         return Task(self.group, self.rewards, self.timeouts_s, tuple(still))
 
@@ -120,10 +123,8 @@ class _Worker:
                 env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
             )
         worker = cls(process, Connection(ours.detach()))
-        try:
+        with suppress(OSError):  # dead already, which is seen when it is read from
             worker.pipe.send(tuple(warm))
-        except OSError:
-            pass  # dead already, which is seen when it is read from
         return worker
 
     def end(self) -> int:
@@ -259,7 +260,9 @@ class ScoringPool:
                 job.is_open_GR[completion, reward] = False
             case Failed(reward, text, is_user_error) if job is not None:
                 name = job.rewards[reward].name
-                raised = UserError(text) if is_user_error else RuntimeError(f"reward {name!r} raised:\n{text}")
+                raised = (
+                    UserError(text) if is_user_error else RuntimeError(f"reward {name!r} raised:\n{text}")
+                )
                 job.future.set_exception(raised)
                 worker.job = None
             case Done() if job is not None:

@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 from mlx_sumrl.data.example import Example
 from mlx_sumrl.rollouts.types import Completion, Group
 
-
 Place = Literal["here", "processes", "thread"]
 """Where a reward is computed. ``here``: in the training thread, since it takes no time, or since it computes with MLX.
 ``processes``: group by group in worker processes, completion by completion; the reward is pickled, and its module
-never imports mlx. ``thread``: all groups of a step at once in one other thread of this process, since it keeps state."""
+never imports mlx. ``thread``: all groups of a step at once, in one other thread of this process, as it keeps state."""
 
 
 class Reward(Protocol):

@@ -44,9 +44,10 @@ class _Begun:
 
 
 class Scorer:
-    """Scores a stage's groups as they come. Use as a context manager: `close` ends its processes.
+    """Scores a stage's groups as they come. Entered as a context manager, it has processes and, left, ends them; as it
+    is it scores in the calling thread.
 
-    ``processes`` are started in the background where a reward is worth it: ROUGE alone takes less time than a process
+    They are started in the background where a reward is worth it: ROUGE alone takes less time than a process
     takes memory.
     """
 
@@ -54,9 +55,8 @@ class Scorer:
         self.rewards = rewards
         self._timeouts_s = rewards.timeouts_s or (float("inf"),) * len(rewards.rewards)
         self._pooled = self._at("processes")
+        self._processes = _processes(scoring, [rewards.rewards[r] for r in self._pooled])
         self._pool: ScoringPool | None = None
-        if processes := _processes(scoring, [rewards.rewards[r] for r in self._pooled]):
-            self._pool = ScoringPool(processes, [rewards.rewards[r] for r in self._pooled])
         self._thread = OwnThread[NDArray[np.float64]]("rewards")
         self._begun: dict[Key, _Begun] = {}
         self._lock = threading.Lock()
@@ -115,6 +115,8 @@ class Scorer:
         self._thread.close()
 
     def __enter__(self) -> Self:
+        if self._processes:
+            self._pool = ScoringPool(self._processes, [self.rewards.rewards[r] for r in self._pooled])
         return self
 
     def __exit__(

@@ -13,10 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlx_sumrl.config import GateConfig, LengthConfig, RewardConfig, StageConfig
+from mlx_sumrl.data.answer_schema import load_schema
+from mlx_sumrl.rewards.extraction import EntityCoverageReward, ExtractivenessReward, NoveltyReward
+from mlx_sumrl.rewards.format import BulletsReward, JsonSchemaReward
 from mlx_sumrl.rewards.function import FunctionReward, load_function
 from mlx_sumrl.rewards.language import LanguageReward
 from mlx_sumrl.rewards.length import LengthReward, WithinReward
-from mlx_sumrl.rewards.overlap import RougeLReward
+from mlx_sumrl.rewards.overlap import OverlapReward
 from mlx_sumrl.rewards.repetition import RepetitionReward
 from mlx_sumrl.rewards.reward import Reward, group_shape
 from mlx_sumrl.rollouts.types import Group
@@ -121,10 +124,10 @@ def _gated(
 
 
 def build_rewards(stage: StageConfig, length: LengthConfig) -> RewardSet:
-    """The rewards of a stage; users' functions are imported and checked here, not in mid-training.
+    """The rewards of a stage; whatever may be missing is looked for here, not in mid-training.
 
     Raises:
-        UserError: a user's function cannot be found, imported or called.
+        UserError: a user's function or schema cannot be found, imported or used, or METEOR has no WordNet.
     """
     return RewardSet(
         rewards=tuple(_build(reward, length) for reward in stage.rewards),
@@ -140,10 +143,24 @@ def _build(config: RewardConfig, length: LengthConfig) -> Reward:
             return LengthReward(config.label, length.target, length.unit)
         case "within":
             return WithinReward(config.label, length)
-        case "rougeL":
-            return RougeLReward(config.label)
+        case "rouge1" | "rouge2" | "rougeL" | "rougeLsum" | "meteor" | "bleu" | "chrf":
+            overlap = OverlapReward(config.label, config.kind)
+            overlap.warm_up()
+            return overlap
         case "language":
             return LanguageReward(config.label)
+        case "extractiveness":
+            return ExtractivenessReward(config.label)
+        case "novelty":
+            return NoveltyReward(config.label, config.novel_ngram)
+        case "entity_coverage":
+            return EntityCoverageReward(config.label, config.entities_of)
+        case "format_bullets":
+            assert config.bullets is not None  # RewardConfig has checked it
+            return BulletsReward(config.label, config.bullets, config.max_words)
+        case "json_schema":
+            assert config.schema_file is not None
+            return JsonSchemaReward(config.label, load_schema(config.schema_file))
         case "repetition":
             return RepetitionReward(config.label, config.ngram)
         case "function":

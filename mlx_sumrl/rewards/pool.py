@@ -118,6 +118,8 @@ class _Worker:
         with theirs:
             program = (
                 f"import sys; sys.path[:] = {sys.path!r}\n"
+                # nltk takes scipy where it finds it, for what nothing here uses: half of a start, and of its memory.
+                "sys.modules['scipy'] = None\n"
                 f"from mlx_sumrl.rewards.scoring_process import main\nmain({theirs.fileno()}, {os.getpid()})"
             )
             process = subprocess.Popen(

@@ -121,7 +121,7 @@ def test_killed_from_outside_nothing_is_lost(pool: ScoringPool) -> None:
 def test_what_a_reward_raises_comes_back(pool: ScoringPool) -> None:
     with pytest.raises(RuntimeError, match=r"(?s)reward 'obeys' raised:.*ZeroDivisionError: by hand"):
         pool.submit(group("raise 1"), [Obeys()], [LONG]).result(LONG)
-    with pytest.raises(UserError, match="^mend it$"):
+    with pytest.raises(UserError, match=r"^mend it$"):
         pool.submit(group("user 1"), [Obeys()], [LONG]).result(LONG)
     assert pool.submit(group("say 5"), [Obeys()], [LONG]).result(LONG).values_GR == [[5]]
 

@@ -2,8 +2,9 @@
 
 Invariant: every key that was given, at any depth, in the file or on the command line, ends up in the model or
 in one `UserError` that names it; nothing is ignored and no environment variable is read. Later wins: the
-recipe's own defaults, then the YAML file (over the one that it names as its ``base``), then the command line. Mappings merge, lists are replaced as a
-whole (``--stages.0.steps 30`` changes one entry of a list that is there). Never imports mlx.
+recipe's own defaults, then the YAML file (over the one that it names as its ``base``), then the command line.
+Mappings merge, lists are replaced as a whole (``--stages.0.steps 30`` changes one entry of a list that is there).
+Never imports mlx.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def test_json_of_a_schema_file_and_of_a_model(completion, group, tmp_path):
     scores = rewards.score([group(*(completion(3, text=text) for text in texts))])
     assert scores.components["file"].tolist() == [[1, 1, 0, 0, 0, 0, 0, 0]]
     assert scores.components["model"].tolist() == [[1, 0, 0, 0, 0, 0, 0, 0]]
-    with pytest.raises(UserError, match="nowhere.json"):
+    with pytest.raises(UserError, match=r"nowhere\.json"):
         build_rewards(stage({"kind": "json_schema", "schema_file": "nowhere.json"}), LengthConfig())
 
 

@@ -33,6 +33,7 @@ class RewardConfig(Room):
         "meteor",
         "bleu",
         "chrf",
+        "bertscore",
         "repetition",
         "language",
         "extractiveness",
@@ -42,8 +43,8 @@ class RewardConfig(Room):
         "json_schema",
         "function",
     ]
-    """`length` and `within`: the run's `length`. `rouge1` to `chrf`: against the reference. `repetition`: minus the
-    share of repeated n-grams. `language`: 1 where the completion is in its document's language, else 0.
+    """`length` and `within`: the run's `length`. `rouge1` to `bertscore`: against the reference. `repetition`: minus
+    the share of repeated n-grams. `language`: 1 where the completion is in its document's language, else 0.
     `extractiveness`: share of words in fragments copied from the document; `novelty`: share of word n-grams that it
     does not have. `entity_coverage`: share of names and numbers that are mentioned. `format_bullets` and `json_schema`:
     the form, see `bullets` and `schema_file`. `function` calls your own Python, see `function`."""
@@ -64,6 +65,8 @@ class RewardConfig(Room):
     """Most words of each bullet; null for any number."""
     schema_file: str | None = None
     """What `json_schema` pays for: `schema.json`, `package.module:Model` or `path/to/file.py:Model` (pydantic)."""
+    encoder: str | None = None
+    """Folder of the encoder (BERT, RoBERTa, ...) that `bertscore` compares with."""
     completions_as: Literal["text", "messages"] = "text"
     """How your function gets prompts and completions: strings, or lists of chat messages."""
     timeout_s: float = Field(default=60.0, gt=0)
@@ -88,6 +91,8 @@ class RewardConfig(Room):
             raise ValueError(
                 "a reward needs `schema_file: schema.json` exactly when its kind is `json_schema`"
             )
+        if (self.kind == "bertscore") != (self.encoder is not None):
+            raise ValueError("a reward needs `encoder: FOLDER` exactly when its kind is `bertscore`")
         return self
 
     @property

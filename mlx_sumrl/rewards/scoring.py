@@ -147,6 +147,12 @@ def _build(config: RewardConfig, length: LengthConfig) -> Reward:
             overlap = OverlapReward(config.label, config.kind)
             overlap.warm_up()
             return overlap
+        case "bertscore":
+            from mlx_sumrl.metrics.bertscore import BertScorer  # with MLX, which worker processes never load
+            from mlx_sumrl.rewards.bertscore import BertScoreReward
+
+            assert config.encoder is not None  # RewardConfig has checked it
+            return BertScoreReward(config.label, BertScorer(config.encoder))
         case "language":
             return LanguageReward(config.label)
         case "extractiveness":

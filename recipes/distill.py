@@ -23,7 +23,6 @@ from rich.console import Console
 
 from mlx_sumrl.config import DistillConfig
 from mlx_sumrl.data.distillation.answer_filter import AnswerFilter, language_finder
-from mlx_sumrl.data.distillation.asking import Asked, Asking, Stop
 from mlx_sumrl.data.distillation.dataset import (
     LEDGER,
     TRAIN,
@@ -32,10 +31,11 @@ from mlx_sumrl.data.distillation.dataset import (
     write_dataset,
 )
 from mlx_sumrl.data.distillation.documents import counted, plan_documents
-from mlx_sumrl.data.distillation.ledger import Ledger
-from mlx_sumrl.data.distillation.progress import DistillProgress
 from mlx_sumrl.data.distillation.questions import Instructions, Question, identity
-from mlx_sumrl.data.distillation.teacher import Teacher
+from mlx_sumrl.endpoint.asking import Asked, Asking, Stop
+from mlx_sumrl.endpoint.client import Endpoint
+from mlx_sumrl.endpoint.ledger import Ledger
+from mlx_sumrl.endpoint.progress import AskingProgress
 from mlx_sumrl.options.command_line import exit_code_of, parse
 
 DESCRIPTION = (
@@ -61,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if config.from_ledger:
         ledger = Ledger.open(config.out / LEDGER, None)
     else:
-        teacher = Teacher(config)
+        assert config.teacher is not None  # the config has checked it
+        teacher = Endpoint(config, config.teacher, named="teacher")
         instructions = Instructions(config)
         plan = plan_documents(config, instructions.columns, languages)
         say(plan.describe())
@@ -73,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with ledger:
         if keys is not None:
             note = {"sources": plan.sources, "left_out": plan.left_out, "questions": len(questions)}
-            with DistillProgress(console) as progress:
+            with AskingProgress(console) as progress:
                 asked = asyncio.run(_ask(config, teacher, ledger, instructions, questions, note, progress))
             stopped = asked.stopped
         dataset = make_dataset(config, ledger, answer_filter, keys)
@@ -95,12 +96,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 async def _ask(
     config: DistillConfig,
-    teacher: Teacher,
+    teacher: Endpoint,
     ledger: Ledger,
     instructions: Instructions,
     questions: Sequence[Question],
     plan: dict[str, object],
-    progress: DistillProgress,
+    progress: AskingProgress,
 ) -> Asked:
     """Ask what is open; a first Ctrl-C waits for what is under way, a second one does not."""
     stop = Stop()

@@ -7,12 +7,11 @@ A run is described by one `RunConfig`: a YAML file, then command-line options ov
 from __future__ import annotations
 
 from mlx_sumrl.config.answer import AnswerConfig
+from mlx_sumrl.config.asking import AskingConfig, PriceConfig, RetryConfig
 from mlx_sumrl.config.data import DataConfig, GrammarConfig
 from mlx_sumrl.config.distill import (
     AnswerFilterConfig,
     DistillConfig,
-    PriceConfig,
-    RetryConfig,
     TeacherSourceConfig,
 )
 from mlx_sumrl.config.long_documents import LongDocumentsConfig
@@ -59,6 +58,7 @@ __all__ = [
     "STEP_METRICS",
     "AnswerConfig",
     "AnswerFilterConfig",
+    "AskingConfig",
     "CheckpointConfig",
     "ComparisonConfig",
     "CurvesConfig",

@@ -11,7 +11,7 @@ import sys
 import threading
 from pathlib import Path
 
-from tests.data.distillation.simulated_teacher import SimulatedTeacher
+from tests.endpoint.simulated_teacher import SimulatedTeacher
 
 from .distilling import answers_on_disk, document, options, read, source, spent_at_most
 from .programs import ROOT, Program, start

@@ -1,4 +1,4 @@
-"""What distilling shows while it works: one live line on a terminal, plain lines elsewhere. Never imports mlx."""
+"""What asking shows while it works: one live line on a terminal, plain lines elsewhere. Never imports mlx."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
 
-from mlx_sumrl.data.distillation.asking import Asked
-from mlx_sumrl.data.distillation.ledger import Spent
+from mlx_sumrl.endpoint.asking import Asked
+from mlx_sumrl.endpoint.ledger import Spent
 from mlx_sumrl.reporting.progress import duration
 
 
@@ -33,7 +33,7 @@ def line(asked: Asked, spent: Spent, seconds: float) -> str:
     return "  ".join(parts)
 
 
-class DistillProgress:
+class AskingProgress:
     """Told how a run goes; a context manager."""
 
     def __init__(

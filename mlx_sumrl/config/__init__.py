@@ -14,6 +14,7 @@ from mlx_sumrl.config.distill import (
     DistillConfig,
     TeacherSourceConfig,
 )
+from mlx_sumrl.config.judge import Criterion, JudgeConfig, JudgeRewardConfig, JudgingConfig
 from mlx_sumrl.config.long_documents import LongDocumentsConfig
 from mlx_sumrl.config.masking import MaskingConfig, ReasoningConfig
 from mlx_sumrl.config.named_run import CheckpointConfig, CurvesConfig, ExportConfig
@@ -61,6 +62,7 @@ __all__ = [
     "AskingConfig",
     "CheckpointConfig",
     "ComparisonConfig",
+    "Criterion",
     "CurvesConfig",
     "DataConfig",
     "Decoding",
@@ -74,6 +76,9 @@ __all__ = [
     "GateConfig",
     "GrammarConfig",
     "GrpoConfig",
+    "JudgeConfig",
+    "JudgeRewardConfig",
+    "JudgingConfig",
     "LengthConfig",
     "LengthUnit",
     "LongDocumentsConfig",

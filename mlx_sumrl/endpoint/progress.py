@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
 
 from mlx_sumrl.endpoint.asking import Asked
-from mlx_sumrl.endpoint.ledger import Spent
+from mlx_sumrl.endpoint.ledger import Ledger, Spent
 from mlx_sumrl.reporting.progress import duration
 
 
@@ -31,6 +31,22 @@ def line(asked: Asked, spent: Spent, seconds: float) -> str:
     if asked.answered and left > 0:
         parts.append(f"ETA {duration(left * seconds / asked.answered)}")
     return "  ".join(parts)
+
+
+def spent_line(ledger: Ledger) -> str:
+    """What the ledger's answers took, and what may have been billed besides."""
+    spent, uncertain = ledger.spent, ledger.uncertain
+    text = f"spent: {spent.prompt_tokens:,} prompt and {spent.completion_tokens:,} completion tokens"
+    if spent.cost:
+        text += f", cost {spent.cost:.4g}"
+    if ledger.asks_without_outcome:
+        asks = ledger.asks_without_outcome
+        text += (
+            f"; {asks:,} {'request' if asks == 1 else 'requests'} ended without an answer and may have been billed: at "
+            f"most {uncertain.tokens:,} tokens"
+        )
+        text += f", cost {uncertain.cost:.4g}" if uncertain.cost else ""
+    return text
 
 
 class AskingProgress:

@@ -12,7 +12,7 @@ import asyncio
 import hashlib
 import logging
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from cluster.delivery import Delivered, Delivery, Totals
 from cluster.hedging import hedges, thefts
@@ -51,6 +51,8 @@ class Pool:
         self.publisher = publisher
         self.totals = Totals()
         self.membership = Membership(members, nodes, publisher, model, self._opened, self._lost)
+        self.on_delivered: Callable[[Batch, int, Delivered], None] | None = None
+        """Called in the event loop for each place as it is delivered; it may still be asked again."""
         self._stop_ids = tuple(sorted(stop_ids))
         self._batches: list[Batch] = []
         self._number = 0
@@ -223,7 +225,9 @@ class Pool:
         self.membership.succeeded(member)
         self._unhook(flight)
         for place, group in zip(flight.places, reply.groups, strict=True):
-            batch.delivery.take(place, Delivered(group, reply.policy_version, member.name))
+            delivered = Delivered(group, reply.policy_version, member.name)
+            if batch.delivery.take(place, delivered) and self.on_delivered is not None:
+                self.on_delivered(batch, place, delivered)
         batch.progress_at = self._now()
         for place in flight.places:
             for copy in tuple(batch.flights.get(place, ())):

@@ -11,9 +11,11 @@ import threading
 import time
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from concurrent.futures import Future, wait
+from contextlib import suppress
 from dataclasses import asdict
 from types import TracebackType
 from typing import Any, Self, TypeVar
+from weakref import WeakKeyDictionary
 
 from cluster.delivery import Delivered
 from cluster.member import Batch, Member
@@ -56,6 +58,10 @@ class ClusterSampler:
         self.nodes = nodes
         self._snapshot, self._decode = snapshot, decode
         self._canary = Canary(tuple(canary_ids), tuple(sorted(stop_ids)))
+        self.on_group: Callable[[Group], None] | None = None
+        """See `TrainingSampler`; called in the event loop's thread."""
+        self._examples: WeakKeyDictionary[Batch, Sequence[Example]] = WeakKeyDictionary()
+        """Of each batch that is open."""
         self._version: int | None = None
         self._sent: int | None = None
         self._jump = 1
@@ -118,7 +124,7 @@ class ClusterSampler:
         # Each sample before it is followed by an update, and that by as much as the last one.
         ahead = self._jump * (self._sampled + len(self._prepared))
         floor = self._policy_version() + ahead - self.nodes.max_staleness
-        submitted = asyncio.run_coroutine_threadsafe(self._submitted(asked, floor), self._loop)
+        submitted = asyncio.run_coroutine_threadsafe(self._submitted(examples, asked, floor), self._loop)
         self._prepared.append((asked, submitted))
 
     def sample(
@@ -137,7 +143,7 @@ class ClusterSampler:
         self._prepared = [] if place is None else self._prepared[place + 1 :]
         for _, unwanted in passed_over:
             self._do(self._discarded(unwanted.result()))
-        batch = begun.result() if begun else self._do(self._submitted(asked, floor))
+        batch = begun.result() if begun else self._do(self._submitted(examples, asked, floor))
         self._sampled = True
         delivered = self._do(pool.wait(batch, floor))
         self._waited = time.perf_counter() - started
@@ -146,8 +152,7 @@ class ClusterSampler:
         self._requeued_before = pool.totals.requeued
         assert pool.totals.lost == self._ahead(), "groups were asked for and neither delivered nor discarded"
         return [
-            Group(example, self._completions(one, frozenset(self._canary.stop_ids)))
-            for example, one in zip(examples, delivered, strict=True)
+            Group(example, self._completions(one)) for example, one in zip(examples, delivered, strict=True)
         ]
 
     def report(self) -> Mapping[str, float]:
@@ -193,7 +198,8 @@ class ClusterSampler:
     ) -> None:
         self.close()
 
-    def _completions(self, delivered: Delivered, stops: Collection[int]) -> tuple[Completion, ...]:
+    def _completions(self, delivered: Delivered) -> tuple[Completion, ...]:
+        stops = frozenset(self._canary.stop_ids)
         return tuple(
             Completion(
                 token_ids=one.token_ids,
@@ -231,7 +237,9 @@ class ClusterSampler:
     async def _made(self, workers: list[Any], vocabulary: int, model: ModelFingerprint | None) -> Pool:
         members = [Member(WorkerClient(one, self.nodes, vocabulary)) for one in workers]
         publisher = Publisher(self.nodes, self._canary)
-        return Pool(members, self.nodes, publisher, self._canary.stop_ids, model)
+        pool = Pool(members, self.nodes, publisher, self._canary.stop_ids, model)
+        pool.on_delivered = self._delivered
+        return pool
 
     async def _met(self) -> None:
         pool = self._open()
@@ -250,9 +258,16 @@ class ClusterSampler:
                 "start one of them"
             ) from None
 
-    async def _submitted(self, asked: Asked, floor: int) -> Batch:
+    async def _submitted(self, examples: Sequence[Example], asked: Asked, floor: int) -> Batch:
         prompts, group_size, sampling, seed = asked
-        return self._open().submit(prompts, group_size, Draw(**asdict(sampling)), seed, floor)
+        batch = self._open().submit(prompts, group_size, Draw(**asdict(sampling)), seed, floor)
+        self._examples[batch] = examples
+        return batch
+
+    def _delivered(self, batch: Batch, place: int, delivered: Delivered) -> None:
+        if self.on_group is not None:
+            with suppress(Exception):  # it is met again, and told, where this group is sampled
+                self.on_group(Group(self._examples[batch][place], self._completions(delivered)))
 
     async def _discarded(self, batch: Batch) -> None:
         self._open().discard(batch)

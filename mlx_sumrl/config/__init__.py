@@ -35,7 +35,7 @@ from mlx_sumrl.config.prepare import (
     SourceConfig,
     SplitConfig,
 )
-from mlx_sumrl.config.rewards import GateConfig, RewardConfig
+from mlx_sumrl.config.rewards import GateConfig, RewardConfig, ScoringConfig
 from mlx_sumrl.config.rollouts import DEFAULT_LENGTH_UNIT, LengthConfig, LengthUnit, SamplingConfig
 from mlx_sumrl.config.room import Room
 from mlx_sumrl.config.run import EvaluationConfig, ReportingConfig, RunConfig
@@ -99,6 +99,7 @@ __all__ = [
     "Room",
     "RunConfig",
     "SamplingConfig",
+    "ScoringConfig",
     "SftConfig",
     "SftEvaluationConfig",
     "SftExportConfig",

@@ -23,9 +23,30 @@ class GateConfig(Room):
 class RewardConfig(Room):
     """One reward: what it is, what it weighs, when it counts."""
 
-    kind: Literal["length", "within", "rougeL", "repetition", "language", "function"]
-    """`language`: 1 where the completion is in its document's language, else 0. `function` calls your own Python, see
-    `function`."""
+    kind: Literal[
+        "length",
+        "within",
+        "rouge1",
+        "rouge2",
+        "rougeL",
+        "rougeLsum",
+        "meteor",
+        "bleu",
+        "chrf",
+        "repetition",
+        "language",
+        "extractiveness",
+        "novelty",
+        "entity_coverage",
+        "format_bullets",
+        "json_schema",
+        "function",
+    ]
+    """`length` and `within`: the run's `length`. `rouge1` to `chrf`: against the reference. `repetition`: minus the
+    share of repeated n-grams. `language`: 1 where the completion is in its document's language, else 0.
+    `extractiveness`: share of words in fragments copied from the document; `novelty`: share of word n-grams that it
+    does not have. `entity_coverage`: share of names and numbers that are mentioned. `format_bullets` and `json_schema`:
+    the form, see `bullets` and `schema_file`. `function` calls your own Python, see `function`."""
     name: str = ""
     """Its name in metrics and gates; the kind, or the function's name, otherwise."""
     function: str | None = None
@@ -33,8 +54,21 @@ class RewardConfig(Room):
     f(prompts, completions, **columns) -> list[float | None]."""
     ngram: int = Field(default=4, gt=0)
     """Tokens of an n-gram whose repeats `repetition` counts."""
+    novel_ngram: int = Field(default=2, gt=0)
+    """Words of an n-gram that `novelty` looks for in the document."""
+    entities_of: Literal["reference", "document"] = "reference"
+    """Whose names and numbers `entity_coverage` looks for."""
+    bullets: int | None = Field(default=None, gt=0)
+    """How many bullets `format_bullets` asks for: 1 for so many and nothing else, less the further away."""
+    max_words: int | None = Field(default=None, gt=0)
+    """Most words of each bullet; null for any number."""
+    schema_file: str | None = None
+    """What `json_schema` pays for: `schema.json`, `package.module:Model` or `path/to/file.py:Model` (pydantic)."""
     completions_as: Literal["text", "messages"] = "text"
     """How your function gets prompts and completions: strings, or lists of chat messages."""
+    timeout_s: float = Field(default=60.0, gt=0)
+    """Longest time for one group's scores; those that are not there by then are missing, and counted. Your own function
+    gets as long for a whole step, and ends the run where it takes longer."""
     weight: float = 1.0
     """0 logs the reward without training on it."""
     gate: GateConfig | None = None
@@ -44,9 +78,27 @@ class RewardConfig(Room):
     def _check(self) -> Self:
         if (self.kind == "function") != (self.function is not None):
             raise ValueError("a reward needs `function: module:name` exactly when its kind is `function`")
+        if (self.kind == "format_bullets") != (self.bullets is not None):
+            raise ValueError("a reward needs `bullets: 5` exactly when its kind is `format_bullets`")
+        if self.max_words is not None and self.kind != "format_bullets":
+            raise ValueError(
+                f"`max_words` is for kind `format_bullets`; reward {self.label!r} is {self.kind!r}"
+            )
+        if (self.kind == "json_schema") != (self.schema_file is not None):
+            raise ValueError(
+                "a reward needs `schema_file: schema.json` exactly when its kind is `json_schema`"
+            )
         return self
 
     @property
     def label(self) -> str:
         """Its name in metrics and gates."""
         return self.name or (self.function.rpartition(":")[2] if self.function else self.kind)
+
+
+class ScoringConfig(Room):
+    """Where completions are scored."""
+
+    processes: int | None = Field(default=None, ge=0)
+    """Worker processes in which rewards that take time are computed, beside the training: null takes one for each core,
+    4 at most, where a stage has a reward worth it. 0 computes them in the training thread, without any time-out."""

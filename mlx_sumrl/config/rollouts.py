@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from mlx_sumrl.config.room import Room
 
-LengthUnit = Literal["tokens", "words", "characters", "bullets"]
+LengthUnit = Literal["tokens", "words", "characters", "sentences", "bullets"]
 DEFAULT_LENGTH_UNIT: LengthUnit = "tokens"
 
 
@@ -39,8 +39,8 @@ class LengthConfig(Room):
     tolerance: int = Field(default=5, ge=0)
     """A completion is within when it stopped by itself and |length - target| <= tolerance."""
     unit: LengthUnit = DEFAULT_LENGTH_UNIT
-    """`tokens` of the model; `words`, `characters` (as a reader counts them) or `bullets` (lines that begin with a
-    bullet or a number) of the text. For Chinese and Japanese `characters` is the one to take."""
+    """`tokens` of the model; `words`, `characters` (as a reader counts them), `sentences` or `bullets` (lines that
+    begin with a bullet or a number) of the text. For Chinese and Japanese `characters` is the one to take."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

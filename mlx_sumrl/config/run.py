@@ -10,6 +10,7 @@ from mlx_sumrl.config.answer import AnswerConfig
 from mlx_sumrl.config.data import DataConfig
 from mlx_sumrl.config.named_run import CheckpointConfig, ExportConfig, NamedRunConfig, RunName
 from mlx_sumrl.config.policy import PolicyConfig
+from mlx_sumrl.config.rewards import ScoringConfig
 from mlx_sumrl.config.rollouts import DEFAULT_LENGTH_UNIT, LengthConfig, SamplingConfig
 from mlx_sumrl.config.room import Room
 from mlx_sumrl.config.stages import StageConfig
@@ -50,6 +51,7 @@ class RunConfig(NamedRunConfig):
     optimizer: OptimizerConfig = OptimizerConfig()
     stages: tuple[StageConfig, ...] = ()
     """The curriculum; each recipe brings its own when this is left out."""
+    scoring: ScoringConfig = ScoringConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     reporting: ReportingConfig = ReportingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -1,4 +1,4 @@
-"""How long a text is, as a reader counts: in words, characters or bullets. Never imports mlx.
+"""How long a text is, as a reader counts: in words, characters, sentences or bullets. Never imports mlx.
 
 Invariant: the length of a text does not depend on how its characters are encoded (composed or not), nor on white
 space before and after it.
@@ -12,6 +12,7 @@ import unicodedata
 import regex
 
 from mlx_sumrl.config import LengthUnit
+from mlx_sumrl.metrics.sentences import sentences as split_sentences
 
 _INVISIBLE = frozenset(("Cc", "Cf"))
 """Categories of characters that nobody sees: zero-width spaces, soft hyphens, direction marks, control codes."""
@@ -25,7 +26,7 @@ _BULLET = re.compile(
 
 
 def text_length(text: str, unit: LengthUnit) -> int:
-    """``text`` in words (`words`), characters (`characters`) or bullets (`bullets`).
+    """``text`` in words (`words`), characters (`characters`), sentences (`sentences`) or bullets (`bullets`).
 
     Raises:
         ValueError: for tokens, which only the model that wrote the text can count.
@@ -35,6 +36,8 @@ def text_length(text: str, unit: LengthUnit) -> int:
             return words(text)
         case "characters":
             return characters(text)
+        case "sentences":
+            return sentences(text)
         case "bullets":
             return bullets(text)
         case "tokens":
@@ -63,8 +66,20 @@ def characters(text: str) -> int:
     return sum(any(unicodedata.category(one) not in _INVISIBLE for one in cluster) for cluster in clusters)
 
 
+def sentences(text: str) -> int:
+    """Sentences with a letter or a digit, as `mlx_sumrl.metrics.sentences` finds them: a line without an end mark is
+    one too."""
+    found = split_sentences(unicodedata.normalize("NFC", text))
+    return sum(any(map(str.isalnum, sentence)) for sentence in found)
+
+
 def bullets(text: str) -> int:
     """Lines, at any indentation, that begin with a bullet (- * + • – ...) or a number (``1.``, ``2)``, ``3、``) and go
     on with at least one letter or digit."""
+    return len(bullet_texts(text))
+
+
+def bullet_texts(text: str) -> list[str]:
+    """What stands in the lines that `bullets` counts, without the bullet or number."""
     found = (_BULLET.match(line) for line in text.splitlines())
-    return sum(match is not None and any(map(str.isalnum, match[1])) for match in found)
+    return [match[1] for match in found if match is not None and any(map(str.isalnum, match[1]))]

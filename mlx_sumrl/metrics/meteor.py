@@ -3,6 +3,10 @@
 Needs the WordNet corpus on disk and never looks for it anywhere else: where it is missing, there is no METEOR
 and a reason why, at once.
 
+nltk stems every word anew and looks every unmatched one up in WordNet's files. The completions of a group share
+most of their words with each other and with their reference, so both are remembered by word; the matching and the
+score stay nltk's own.
+
 nltk's WordNet reader turns from a stand-in into itself at first use and then seeks in file handles it keeps,
 neither of which two threads may do at a time; one lock is held around both.
 """
@@ -11,16 +15,61 @@ from __future__ import annotations
 
 import os
 import threading
+from dataclasses import dataclass
+from functools import lru_cache
 from zipfile import BadZipFile
 
 import nltk.data
 from nltk.corpus import wordnet
+from nltk.stem.porter import PorterStemmer
 from nltk.tokenize import wordpunct_tokenize
 from nltk.translate.meteor_score import single_meteor_score
 
 from mlx_sumrl.metrics.rouge import space_characters
 
 _LOCK = threading.Lock()
+_WORDS = 2**16
+"""Words that are remembered; a few megabytes."""
+
+
+class _Stemmer:
+    """nltk's Porter stemmer, each word once."""
+
+    def __init__(self) -> None:
+        self.stem = lru_cache(maxsize=_WORDS)(PorterStemmer().stem)
+
+
+@dataclass(frozen=True, slots=True)
+class _Lemma:
+    word: str
+
+    def name(self) -> str:
+        return self.word
+
+
+@dataclass(frozen=True, slots=True)
+class _Synonyms:
+    """All that nltk asks of a word's synsets, in one: the names of their lemmas, each once."""
+
+    names: tuple[_Lemma, ...]
+
+    def lemmas(self) -> tuple[_Lemma, ...]:
+        return self.names
+
+
+class _WordNet:
+    """WordNet as nltk's METEOR uses it, each word looked up once."""
+
+    @staticmethod
+    @lru_cache(maxsize=_WORDS)
+    def synsets(word: str) -> tuple[_Synonyms, ...]:
+        with _LOCK:
+            names = {lemma.name() for synset in wordnet.synsets(word) for lemma in synset.lemmas()}
+        # What is several words is no unigram's synonym; nltk skips it each time.
+        return (_Synonyms(tuple(_Lemma(name) for name in sorted(names) if "_" not in name)),)
+
+
+_STEMMER, _WORDNET = _Stemmer(), _WordNet()
 
 
 def meteor_tokens(text: str) -> list[str]:
@@ -34,7 +83,13 @@ def meteor_tokens(text: str) -> list[str]:
 
 
 def missing_wordnet() -> str | None:
-    """Load WordNet; None when it is there, else one sentence that says why not and how to mend it.
+    """`wordnet_problem`, for whoever goes on without METEOR."""
+    problem = wordnet_problem()
+    return None if problem is None else f"METEOR is left out because {problem}"
+
+
+def wordnet_problem() -> str | None:
+    """Load WordNet; None when it is there, else what is wrong and how to mend it, as the end of a sentence.
 
     Looks in the folders of ``NLTK_DATA`` (as it is now, not as it was when nltk was imported) and of
     ``nltk.data.path``. A failure is not remembered: mend it and call again.
@@ -53,7 +108,7 @@ def missing_wordnet() -> str | None:
                 "is not on this machine" if isinstance(error, LookupError) else f"cannot be read ({error})"
             )
             return (
-                f"METEOR is left out because the WordNet corpus {cause}: run "
+                f"the WordNet corpus {cause}: run "
                 "`python -m nltk.downloader wordnet`, or set NLTK_DATA to a folder that holds "
                 "corpora/wordnet.zip."
             )
@@ -66,5 +121,14 @@ def meteor(text: str, reference: str) -> float:
     Raises:
         LookupError: WordNet is missing; ask `missing_wordnet` first.
     """
-    with _LOCK:
-        return float(single_meteor_score(meteor_tokens(reference), meteor_tokens(text)))
+    return float(
+        single_meteor_score(
+            _reference_tokens(reference), meteor_tokens(text), stemmer=_STEMMER, wordnet=_WORDNET
+        )
+    )
+
+
+@lru_cache(maxsize=64)
+def _reference_tokens(reference: str) -> tuple[str, ...]:
+    # A reference is compared with every completion of its group.
+    return tuple(meteor_tokens(reference))

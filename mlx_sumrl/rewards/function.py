@@ -13,14 +13,14 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mlx_sumrl.errors import UserError
 from mlx_sumrl.named_object import import_source, split_location
-from mlx_sumrl.rewards.reward import group_shape
+from mlx_sumrl.rewards.reward import Place, group_shape
 from mlx_sumrl.rollouts.types import Group
 
 RewardFunction = Callable[..., Any]
@@ -109,6 +109,7 @@ class FunctionReward:
     ``[{"role": "assistant", "content": text}]``. ``completion_ids`` are lists of ids, stop token included.
     """
 
+    place: ClassVar[Place] = "thread"
     name: str
     location: str
     """Where the function came from; errors name it."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mlx_sumrl.data.languages import keeps_language
-from mlx_sumrl.rewards.reward import score_each
+from mlx_sumrl.data.languages import keeps_language, language_of
+from mlx_sumrl.rewards.reward import Place, score_each
 from mlx_sumrl.rollouts.types import Group
 
 
@@ -22,7 +23,13 @@ class LanguageReward:
     has 1: a gate, or one reward among others.
     """
 
+    place: ClassVar[Place] = "processes"
     name: str
+
+    @staticmethod
+    def warm_up() -> None:
+        """Load the detector."""
+        language_of("words")
 
     def __call__(self, groups: Sequence[Group]) -> NDArray[np.float64]:
         """Shape [P, G], values 0 and 1."""

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mlx_sumrl.data.example import Example
 from mlx_sumrl.rollouts.types import Completion, Group
+
+Place = Literal["here", "processes", "thread"]
+"""Where a reward is computed. ``here``: in the training thread, since it takes no time, or since it computes with MLX.
+``processes``: group by group in worker processes, completion by completion; the reward is pickled, and its module
+never imports mlx. ``thread``: all groups of a step at once, in one other thread of this process, as it keeps state."""
 
 
 class Reward(Protocol):
@@ -23,6 +28,12 @@ class Reward(Protocol):
     def __call__(self, groups: Sequence[Group]) -> NDArray[np.float64]:
         """Float64 array of shape [P, G]; NaN where the reward has nothing to say about a completion."""
         ...
+
+
+def place_of(reward: Reward) -> Place:
+    """Its ``place``; ``here`` for one that names none."""
+    place: Place = getattr(reward, "place", "here")
+    return place
 
 
 def group_shape(groups: Sequence[Group]) -> tuple[int, int]:

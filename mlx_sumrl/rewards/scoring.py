@@ -13,10 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlx_sumrl.config import GateConfig, LengthConfig, RewardConfig, StageConfig
+from mlx_sumrl.data.answer_schema import load_schema
+from mlx_sumrl.rewards.extraction import EntityCoverageReward, ExtractivenessReward, NoveltyReward
+from mlx_sumrl.rewards.format import BulletsReward, JsonSchemaReward
 from mlx_sumrl.rewards.function import FunctionReward, load_function
 from mlx_sumrl.rewards.language import LanguageReward
 from mlx_sumrl.rewards.length import LengthReward, WithinReward
-from mlx_sumrl.rewards.overlap import RougeLReward
+from mlx_sumrl.rewards.overlap import OverlapReward
 from mlx_sumrl.rewards.repetition import RepetitionReward
 from mlx_sumrl.rewards.reward import Reward, group_shape
 from mlx_sumrl.rollouts.types import Group
@@ -62,6 +65,8 @@ class RewardSet:
     weights: tuple[float, ...]
     gates: tuple[GateConfig | None, ...]
     """For each reward the condition under which it counts; a gate names another reward of the set."""
+    timeouts_s: tuple[float, ...] = ()
+    """For each reward the time that it has; only a `Scorer` looks at it. Empty: none has any limit."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -79,15 +84,16 @@ class RewardSet:
             ValueError: groups of different sizes, or a reward whose answer is not of shape [P, G].
             UserError: a user's function returned something unusable.
         """
-        shape = group_shape(groups)
+        return self.combined([reward(groups) for reward in self.rewards], group_shape(groups))
+
+    def combined(self, said: Sequence[NDArray[np.float64]], shape: tuple[int, int]) -> Scores:
+        """What each reward said of groups of this shape, gated, weighed and summed; see `score`."""
         components: dict[str, NDArray[np.float64]] = {}
-        for reward in self.rewards:
-            values_PG = np.asarray(reward(groups), dtype=np.float64)
+        for name, answer in zip(self.names, said, strict=True):
+            values_PG = np.asarray(answer, dtype=np.float64)
             if values_PG.shape != shape:
-                raise ValueError(
-                    f"reward {reward.name!r} gave an array of shape {values_PG.shape}, not {shape}"
-                )
-            components[reward.name] = values_PG
+                raise ValueError(f"reward {name!r} gave an array of shape {values_PG.shape}, not {shape}")
+            components[name] = values_PG
 
         gated_PGR = np.stack(
             [
@@ -118,15 +124,16 @@ def _gated(
 
 
 def build_rewards(stage: StageConfig, length: LengthConfig) -> RewardSet:
-    """The rewards of a stage; users' functions are imported and checked here, not in mid-training.
+    """The rewards of a stage; whatever may be missing is looked for here, not in mid-training.
 
     Raises:
-        UserError: a user's function cannot be found, imported or called.
+        UserError: a user's function or schema cannot be found, imported or used, or METEOR has no WordNet.
     """
     return RewardSet(
         rewards=tuple(_build(reward, length) for reward in stage.rewards),
         weights=tuple(reward.weight for reward in stage.rewards),
         gates=tuple(reward.gate for reward in stage.rewards),
+        timeouts_s=tuple(reward.timeout_s for reward in stage.rewards),
     )
 
 
@@ -136,10 +143,24 @@ def _build(config: RewardConfig, length: LengthConfig) -> Reward:
             return LengthReward(config.label, length.target, length.unit)
         case "within":
             return WithinReward(config.label, length)
-        case "rougeL":
-            return RougeLReward(config.label)
+        case "rouge1" | "rouge2" | "rougeL" | "rougeLsum" | "meteor" | "bleu" | "chrf":
+            overlap = OverlapReward(config.label, config.kind)
+            overlap.warm_up()
+            return overlap
         case "language":
             return LanguageReward(config.label)
+        case "extractiveness":
+            return ExtractivenessReward(config.label)
+        case "novelty":
+            return NoveltyReward(config.label, config.novel_ngram)
+        case "entity_coverage":
+            return EntityCoverageReward(config.label, config.entities_of)
+        case "format_bullets":
+            assert config.bullets is not None  # RewardConfig has checked it
+            return BulletsReward(config.label, config.bullets, config.max_words)
+        case "json_schema":
+            assert config.schema_file is not None
+            return JsonSchemaReward(config.label, load_schema(config.schema_file))
         case "repetition":
             return RepetitionReward(config.label, config.ngram)
         case "function":

@@ -128,6 +128,8 @@ class LocalSampler:
         """
         self.policy_version = 0
         """Stamped on every completion."""
+        self.on_group: Callable[[Group], None] | None = None
+        """See `TrainingSampler`; called between batches of `max_rows` completions."""
 
     @property
     def ahead(self) -> int:
@@ -183,6 +185,7 @@ class LocalSampler:
         head = mlx_internals.widened_head(self.policy.model)
         draws = [uniforms(seed, p, group_size, sampling.max_tokens) for p in range(len(examples))]
         rows_PG: list[list[_Row]] = [[] for _ in examples]
+        groups: list[Group] = []
         filled: dict[int, _FilledPrompt] = {}
         for batch in row_batches(len(examples), group_size, self.max_rows):
             for span in batch:
@@ -207,10 +210,14 @@ class LocalSampler:
             for span in batch:
                 rows_PG[span.prompt] += rows[: span.rows]
                 rows = rows[span.rows :]
-        return [
-            Group(example, tuple(self._completion(row) for row in rows))
-            for example, rows in zip(examples, rows_PG, strict=True)
-        ]
+                if len(rows_PG[span.prompt]) == group_size:
+                    groups.append(
+                        Group(examples[span.prompt], tuple(map(self._completion, rows_PG[span.prompt])))
+                    )
+                    if self.on_group is not None:
+                        self.on_group(groups[-1])
+        assert [group.example for group in groups] == list(examples)
+        return groups
 
     def _fill(self, example: Example) -> _FilledPrompt:
         """Run a prompt through the model, once, `PREFILL` tokens at a time."""

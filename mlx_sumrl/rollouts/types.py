@@ -6,7 +6,7 @@ Invariant: a `Group` belongs to exactly one `Example`, and its completions are a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -89,6 +89,10 @@ class Sampler(Protocol):
 
 class TrainingSampler(Sampler, Protocol):
     """A sampler that follows the policy as it is trained."""
+
+    on_group: Callable[[Group], None] | None
+    """Called with each group as soon as it is complete, in whatever thread that is, so that scoring can begin before
+    the last one is; groups may come that no `sample` returns. It takes no time and raises nothing."""
 
     @property
     def ahead(self) -> int:

@@ -20,6 +20,7 @@ from mlx_sumrl.policy.policy import Policy
 from mlx_sumrl.reporting.curve_file import CurveFile
 from mlx_sumrl.reporting.progress import Progress, SilentProgress
 from mlx_sumrl.reporting.run_folder import RunFolder
+from mlx_sumrl.rewards.scorer import Scorer
 from mlx_sumrl.rewards.scoring import build_rewards
 from mlx_sumrl.rollouts.answer_part import AnswerPart
 from mlx_sumrl.rollouts.local import LocalSampler
@@ -95,7 +96,7 @@ class Trainer:
     def stage(self, stage: StageConfig, examples: Sequence[Example]) -> None:
         """One stage of GRPO; does nothing where the run is past it."""
         config, options = self.config, self.config.grpo
-        rewards = build_rewards(stage, config.length)
+        scorer = Scorer(build_rewards(stage, config.length), config.scoring)
         sampling = Sampling(
             config.sampling.temperature,
             config.sampling.top_p,
@@ -124,13 +125,14 @@ class Trainer:
             groups = self.sampler.sample(*asked(0))
             sampled = time.perf_counter()
             shown = self.answers.shown(groups)
-            scores = rewards.score(shown)
+            scores = scorer.scores(shown)
             advantages = group_advantages(scores.weighted_PGR, scores.weights_R, options)
             metrics = rollout_metrics(
                 groups, scores, advantages, self.state.policy_version, config.length, shown
             )
             metrics |= self.answers.metrics(groups, shown)
             metrics |= self.sampler.report()
+            metrics |= scorer.report()
             rows = training_rows(groups, advantages.values_PG)
             rate = learning_rate(config.optimizer, self.state.phase_step, stage.steps, stage.learning_rate)
             if broken := not _finite(groups):
@@ -166,7 +168,17 @@ class Trainer:
         def met(metrics: Metrics) -> bool:
             return stage.until is not None and _number(metrics, stage.until.metric) >= stage.until.at_least
 
-        self._steps(stage.name, stage.steps, step, met, streak=stage.until.steps if stage.until else 0)
+        def complete(group: Group) -> None:
+            scorer.begin(self.answers.shown([group])[0])
+
+        self.sampler.on_group = complete
+        try:
+            with scorer:
+                self._steps(
+                    stage.name, stage.steps, step, met, streak=stage.until.steps if stage.until else 0
+                )
+        finally:
+            self.sampler.on_group = None
 
     def save(self) -> None:
         """Write a checkpoint of the state as it is; nothing without a run folder."""

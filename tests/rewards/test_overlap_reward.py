@@ -13,7 +13,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import DefaultTokenizer
 
 from mlx_sumrl.metrics.rouge import RougeTokenizer, space_characters
-from mlx_sumrl.rewards import RougeLReward
+from mlx_sumrl.rewards import OverlapReward
 
 
 def f1(candidate: list[str], reference: list[str]) -> float:
@@ -42,13 +42,13 @@ def test_small_case_by_hand(completion, group):
             reference="the cat lay on a mat",
         )
     ]
-    np.testing.assert_allclose(RougeLReward("rougeL")(groups), [[4 / 6, 1.0, 0.0, 0.0]])
+    np.testing.assert_allclose(OverlapReward("rougeL", "rougeL")(groups), [[4 / 6, 1.0, 0.0, 0.0]])
 
 
 def test_stems_match(completion, group):
     # jump-ed and jump-s share a stem; dog-s has four letters and is stemmed, cat has three and is not.
     groups = [group(completion(text="dogs jumped"), reference="dog jumps")]
-    assert RougeLReward("rougeL")(groups) == 1.0
+    assert OverlapReward("rougeL", "rougeL")(groups) == 1.0
 
 
 def test_real_english_equals_rouge_score_and_an_independent_lcs(completion, group, dialogues):
@@ -58,7 +58,7 @@ def test_real_english_equals_rouge_score_and_an_independent_lcs(completion, grou
         group(completion(text=text), completion(text=other), reference=reference)
         for text, other, reference in zip(texts, references[1:] + references[:1], references, strict=True)
     ]
-    ours_PG = RougeLReward("rougeL")(groups)
+    ours_PG = OverlapReward("rougeL", "rougeL")(groups)
 
     theirs = RougeScorer(["rougeL"], use_stemmer=True)
     tokenizer = DefaultTokenizer(use_stemmer=True)
@@ -110,12 +110,12 @@ def test_other_scripts(text, tokens):
 def test_chinese_scores_by_character_where_rouge_score_has_nothing(completion, group, chinese):
     by_hand = group(completion(text="北京今天下雨"), reference="今天北京有雨")
     # 今天-雨 (or 北京-雨) in order: 3 of 6 characters on both sides.
-    assert RougeLReward("rougeL")([by_hand]) == pytest.approx(0.5)
+    assert OverlapReward("rougeL", "rougeL")([by_hand]) == pytest.approx(0.5)
 
     groups = [group(completion(text=row["document"][:40]), reference=row["summary"]) for row in chinese]
     tokenize = RougeTokenizer().tokenize
     expected = [[f1(tokenize(g.completions[0].text), tokenize(g.example.reference))] for g in groups]
-    np.testing.assert_allclose(RougeLReward("rougeL")(groups), expected)
+    np.testing.assert_allclose(OverlapReward("rougeL", "rougeL")(groups), expected)
     assert RougeScorer(["rougeL"], use_stemmer=True).score("今天", "今天")["rougeL"].fmeasure == 0
 
 

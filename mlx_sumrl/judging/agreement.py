@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mlx_sumrl.config import JudgeConfig
 from mlx_sumrl.data.sources import read_rows
@@ -56,20 +58,17 @@ def agreement(judge: Sequence[float], labels: Sequence[float], *, resamples: int
             n, None, None, None, None, None, "one of them gives all rows the same score" if n else None
         )
 
-    def rank_correlation(one: Any, other: Any) -> float:
-        if np.ptp(one) == 0 or np.ptp(other) == 0:
-            return math.nan
-        return float(spearmanr(one, other).statistic)
-
-    sampled = bootstrap(
-        (np.asarray(judge), np.asarray(labels)),
-        rank_correlation,
-        paired=True,
-        vectorized=False,
-        n_resamples=resamples,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).bootstrap_distribution
+    with warnings.catch_warnings():  # of an interval that is not taken from there
+        warnings.simplefilter("ignore")
+        sampled = bootstrap(
+            (np.asarray(judge, dtype=np.float64), np.asarray(labels, dtype=np.float64)),
+            _rank_correlations,
+            paired=True,
+            n_resamples=resamples,
+            method="percentile",
+            batch=max(1_000_000 // n, 1),  # numbers in memory at once
+            rng=np.random.default_rng(seed),
+        ).bootstrap_distribution
     tail = (1 - CONFIDENCE) / 2
     # Samples in which all rows are alike have no correlation, and are left out.
     low, high = np.nanquantile(sampled, [tail, 1 - tail]) if np.isfinite(sampled).any() else (None, None)
@@ -90,6 +89,19 @@ def agreement(judge: Sequence[float], labels: Sequence[float], *, resamples: int
         kappa,
         missing,
     )
+
+
+def _rank_correlations(
+    one_BN: NDArray[np.float64], other_BN: NDArray[np.float64], axis: int
+) -> NDArray[np.float64]:
+    """Spearman's of each of B samples, shape [B]; NaN for one in which a score is the same in all rows."""
+    from scipy.stats import rankdata
+
+    ranks = [rankdata(values, axis=axis) for values in (one_BN, other_BN)]
+    x, y = (values - values.mean(axis=axis, keepdims=True) for values in ranks)
+    with np.errstate(invalid="ignore"):
+        result: NDArray[np.float64] = (x * y).sum(axis) / np.sqrt((x**2).sum(axis) * (y**2).sum(axis))
+    return result
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,8 +24,8 @@ KEPT_TOKENS = 8
 
 _PAIR = (
     "Which of two summaries of a text is better? The better one says nothing that the text does not, tells what "
-    "matters most in it, wastes no words and reads well, in this order of weight. Length is no merit by itself, and neither is "
-    "being shown first."
+    "matters most in it, wastes no words and reads well, in this order of weight. Length is no merit by itself, and "
+    "neither is being shown first."
 )
 
 

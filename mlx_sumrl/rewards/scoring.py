@@ -17,6 +17,7 @@ from mlx_sumrl.data.answer_schema import load_schema
 from mlx_sumrl.rewards.extraction import EntityCoverageReward, ExtractivenessReward, NoveltyReward
 from mlx_sumrl.rewards.format import BulletsReward, JsonSchemaReward
 from mlx_sumrl.rewards.function import FunctionReward, load_function
+from mlx_sumrl.rewards.judge import JudgeReward
 from mlx_sumrl.rewards.language import LanguageReward
 from mlx_sumrl.rewards.length import LengthReward, WithinReward
 from mlx_sumrl.rewards.overlap import OverlapReward
@@ -163,6 +164,9 @@ def _build(config: RewardConfig, length: LengthConfig) -> Reward:
             return JsonSchemaReward(config.label, load_schema(config.schema_file))
         case "repetition":
             return RepetitionReward(config.label, config.ngram)
+        case "judge":
+            assert config.judge is not None
+            return JudgeReward(config.label, config.criterion, config.judge)
         case "function":
             assert config.function is not None  # RewardConfig has checked it
             return FunctionReward(

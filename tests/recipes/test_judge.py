@@ -1,0 +1,315 @@
+"""Judging as a program: against a simulated judge, killed and gone on with, and with a real server."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlx_sumrl.evaluation.results import Evaluation
+from tests.endpoint.simulated_teacher import KEY, MODEL
+from tests.judging.made import CRITERIA, criterion_of, judge_server, parts_of
+
+from .distilling import write_rows
+from .judging import evaluation, ledger_lines, options
+from .killing import Killer
+from .programs import SHARED, Program
+from .test_bad_input import sentence_of
+
+DIGITS = {"faithfulness": 5, "coverage": 4, "conciseness": 4, "clarity": 5}
+
+
+def by_criterion(number: int, prompt: str) -> str:
+    """The last of ten rows is unclear."""
+    criterion = criterion_of(prompt)
+    return f"says {2 if criterion == 'clarity' and 'Bridge 9 ' in prompt else DIGITS[criterion]}"
+
+
+def read(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text()))
+
+
+class TestRun:
+    def test_scores_beside_the_evaluation_and_into_a_copy(self, program: Program, tmp_path: Path) -> None:
+        source = evaluation(tmp_path / "result.json", 10)
+        before = source.read_bytes()
+        with judge_server(by_criterion, key=KEY) as server:
+            os.environ["JUDGE_KEY"] = KEY
+            try:
+                price = ("--price.prompt", "2", "--price.completion", "6", "--key_variable", "JUDGE_KEY")
+                ended = program("judge", *options(server, *price, "--into", "judged/copy.json"))
+            finally:
+                del os.environ["JUDGE_KEY"]
+            assert (ended.code, ended.err) == (0, ""), ended
+            assert len(server.bodies) == 40
+            assert set(server.keys) == {f"Bearer {KEY}"}
+        assert source.read_bytes() == before
+        found = read(tmp_path / "judged" / "judged.json")
+        assert (found["complete"], found["malformed_replies"]) == (True, 0)
+        assert found["cost"]["replies"] == pytest.approx(server.cost(2, 6))
+        assert found["tokens"] == dict(server.billed)
+        one = found["evaluations"]["result"]
+        assert [row["composite"] for row in one["rows"]] == [3.5] * 9 + [2.75]
+        assert one["summary"]["judge_composite"] == pytest.approx(3.425)
+        assert one["summary"]["judge_all_above_half"] == 0.9
+        assert one["summary"]["judge_clarity"] == pytest.approx(0.925)
+        copy = Evaluation.from_json(read(tmp_path / "judged" / "copy.json"))
+        assert copy.summary["judge_composite"] == one["summary"]["judge_composite"]
+        assert copy.rows[9].metrics == {
+            "within": 1, "rougeL": 0.59, "judge_faithfulness": 1, "judge_coverage": 0.75,
+            "judge_conciseness": 0.75, "judge_clarity": 0.25, "judge_composite": 2.75,
+        }
+        assert copy.rows[9].text == "Bridge 9 shut."
+        for path in (tmp_path / "judged").iterdir():
+            assert KEY not in path.read_text()
+        assert KEY not in ended.out
+        assert "3.425" in ended.out
+        assert "90%" in ended.out
+
+    def test_a_run_s_evaluations_and_rows(self, program: Program, tmp_path: Path) -> None:
+        """A folder's summaries without rows are no evaluation; a copy has all rows, the judged ones with scores."""
+        folder = tmp_path / "runs" / "mine"
+        evaluation(folder / "evaluation" / "before.json", 4, "Shut {n}.")
+        evaluation(folder / "evaluation" / "length.json", 4)
+        (folder / "evaluation" / "final.json").write_text('{"before": {"rows": 4}}')
+        with judge_server(by_criterion) as server:
+            given = options(server, "--rows", "2", "--into", "copies", evaluation="runs/mine")
+            ended = program("judge", *given)
+            assert (ended.code, ended.err) == (0, ""), ended
+            assert len(server.bodies) == 16
+        found = read(folder / "judged" / "judged.json")["evaluations"]
+        assert list(found) == ["mine-before", "mine-length"]
+        rows = read(tmp_path / "copies" / "mine-length.json")["rows"]
+        assert [row["metrics"]["judge_composite"] for row in rows] == [3.5, 3.5, None, None]
+
+    def test_a_file_of_rows(self, program: Program, tmp_path: Path) -> None:
+        rows = [
+            {"name": "a", "article": "A text.", "said": "Bridge 0 shut."},
+            {"name": "b", "article": "", "said": "x"},
+        ]
+        write_rows(tmp_path / "rows.jsonl", rows)
+        with (tmp_path / "rows.jsonl").open("a") as file:
+            file.write("{broken\n")
+        columns = ("--document_column", "article", "--summary_column", "said", "--id_column", "name")
+        with judge_server(by_criterion) as server:
+            ended = program("judge", *options(server, *columns, "--out", "o", evaluation="rows.jsonl"))
+        assert (ended.code, ended.err) == (0, ""), ended
+        one = read(tmp_path / "o" / "judged.json")["evaluations"]["rows"]
+        assert [row["composite"] for row in one["rows"]] == [3.5, None, None]
+        assert one["rows"][1]["unscored"] == {"no document": 1}
+        assert one["summary"]["unscored"].total() if hasattr(one["summary"]["unscored"], "total") else True
+        assert "2 questions without a score: 1 x no document, 1 x " in ended.out
+
+    def test_labels(self, program: Program, tmp_path: Path) -> None:
+        evaluation(tmp_path / "result.json", 10)
+        write_rows(
+            tmp_path / "people.jsonl", [{"id": f"r{n}", "clarity": 2 if n == 9 else 5} for n in range(10)]
+        )
+        with judge_server(by_criterion) as server:
+            ended = program("judge", *options(server, "--labels", "people.jsonl"))
+        assert (ended.code, ended.err) == (0, ""), ended
+        found = read(tmp_path / "judged" / "judged.json")["agreement"]
+        assert list(found) == ["clarity"]
+        assert (found["clarity"]["n"], found["clarity"]["kappa"]) == (10, pytest.approx(1))
+        assert found["clarity"]["spearman"] == pytest.approx(1)
+        assert "agreement, clarity, 10 rows: Spearman 1.000 (95 % 1.00 to 1.00)" in ended.out
+
+    def test_against(self, program: Program, tmp_path: Path) -> None:
+        evaluation(tmp_path / "result.json", 6)
+        evaluation(tmp_path / "other.json", 6, "It is not known what became of bridge {n}.")
+
+        def script(number: int, prompt: str) -> str:
+            return "says A" if "Bridge" in parts_of(prompt)["SUMMARY A"] else "says B"
+
+        with judge_server(script) as server:
+            ended = program("judge", *options(server, "--against", "other.json"))
+            assert (ended.code, ended.err) == (0, ""), ended
+            assert len(server.bodies) == 12
+        found = read(tmp_path / "judged" / "against.json")
+        assert {name: found["summary"][name] for name in ("win", "tie", "loss")} == {
+            "win": 6,
+            "tie": 0,
+            "loss": 0,
+        }
+        assert found["rows"][0] == {"id": "r0", "outcome": "win", "replies": [["A", "B"]], "unscored": {}}
+        assert "result against other: 6 wins, 0 ties, 0 losses of 6 pairs (sign test p = 0.031)" in ended.out
+        assert "50% of the preferences went to the summary shown first" in ended.out
+
+    def test_a_cap_leaves_the_rest_open(self, program: Program, tmp_path: Path) -> None:
+        evaluation(tmp_path / "result.json", 30)
+        with judge_server(by_criterion) as server:
+            ended = program("judge", *options(server, "--max_total_tokens", "20000"))
+            assert (ended.code, ended.err) == (0, ""), ended
+            asked = len(server.bodies)
+            assert 0 < asked < 120
+            assert server.billed.total() <= 20000
+            assert f"{120 - asked} questions left open: max_total_tokens 20,000 is reached" in ended.out
+            found = read(tmp_path / "judged" / "judged.json")
+            assert (found["complete"], found["evaluations"]["result"]["summary"]["rows"]) == (False, 30)
+            assert program("judge", *options(server)).code == 0
+            assert len(server.bodies) == 120
+        assert read(tmp_path / "judged" / "judged.json")["complete"] is True
+
+
+class TestRefused:
+    def test_options(self, program: Program, tmp_path: Path) -> None:
+        evaluation(tmp_path / "result.json", 2)
+        evaluation(tmp_path / "three.json", 3)
+        write_rows(tmp_path / "rows.jsonl", [{"document": "d", "summary": "s"}])
+        (tmp_path / "summary.json").write_text("{}")
+        base = ["--server", "http://127.0.0.1:1", "--model", "m"]
+
+        def refused(*argv: str) -> str:
+            return sentence_of(program("judge", *base, *argv))
+
+        assert refused() == "evaluation is missing: give --evaluation, a file of recipes.evaluate --out"
+        assert refused("--evaluation", "no.json").startswith("the evaluation no.json cannot be read")
+        assert refused("--evaluation", "summary.json").startswith("summary.json holds no rows of summaries")
+        assert refused("--evaluation", ".").startswith(". has no evaluation with rows")
+        one = ["--evaluation", "result.json"]
+        assert "would be the same reply 3 times" in refused(*one, "--rounds", "3")
+        assert "would write over result.json" in refused(*one, "--into", "result.json")
+        assert "have 3" in refused(*one, "--against", "three.json").replace("has 3", "have 3")
+        assert "is a file of rows: leave out --into" in refused("--evaluation", "rows.jsonl", "--into", "x")
+        assert "has no column 'text' (--summary_column)" in refused(
+            "--evaluation", "rows.jsonl", "--summary_column", "text"
+        )
+        assert "needs scores" in refused(*one, "--against", "three.json", "--into", "x")
+        assert "max_cost needs prices" in refused(*one, "--max_cost", "3")
+        assert "no server answers at 127.0.0.1:1" in refused(*one)
+        assert "correct --server" in refused(*one)
+        assert refused(*one, "--server", "nowhere").startswith("--server 'nowhere' is no address")
+
+    def test_a_model_that_is_not_there(self, program: Program, tmp_path: Path) -> None:
+        evaluation(tmp_path / "result.json", 2)
+        with judge_server(by_criterion) as server:
+            said = sentence_of(program("judge", *options(server, "--model", "larger")))
+        assert said.endswith(f"give --model one of {MODEL}")
+
+
+MOMENTS = [
+    ("request", 1),
+    ("delivered", 1),
+    ("half", 2),
+    ("request", 9),
+    ("delivered", 7),
+    ("half", 5),
+    ("request", 12),
+]
+CONCURRENCY = 4
+
+
+def test_killed_and_gone_on_with(tmp_path: Path) -> None:
+    """No reply on disk is asked for again, malformed ones included; the end is that of a run without a kill."""
+    evaluation(tmp_path / "result.json", 16)
+
+    def script(number: int, prompt: str) -> str:
+        """Row 3's clarity comes right when it is asked again; row 5's coverage never does."""
+        wrong = (
+            "Bridge 3 " in prompt and criterion_of(prompt) == "clarity" and "An earlier reply" not in prompt
+        )
+        wrong = wrong or ("Bridge 5 " in prompt and criterion_of(prompt) == "coverage")
+        return "says Good!" if wrong else by_criterion(number, prompt)
+
+    killer = Killer(tmp_path, "judge")
+    ledger = tmp_path / "judged" / "ledger.jsonl"
+    with judge_server(script) as server, contextlib.closing(killer):
+        server.event = killer
+        argv = options(server, "--concurrency", str(CONCURRENCY), "--max_total_tokens", "1000000")
+        again = 0
+        for kind, after in MOMENTS:
+            kept = [one["key"] for one in ledger_lines(ledger, "answer")]
+            asked, delivered = len(server.documents), server.delivered.copy()
+            assert killer.run(kind, after, argv) == -signal.SIGKILL
+            server.wait_until_idle()
+            now = [one["key"] for one in ledger_lines(ledger, "answer")]
+            assert now[: len(kept)] == kept
+            arrived = (server.delivered - delivered).total() - (len(now) - len(kept))
+            assert 0 <= arrived <= CONCURRENCY
+            again += arrived
+            assert max(Counter(server.documents[asked:]).values()) == 1
+        assert killer.run("never", 1, argv) == 0
+        # 16 rows x 4, one asked twice, one three times; and what had arrived and was not on disk at a kill.
+        assert server.delivered.total() == 64 + 1 + 2 + again
+        assert len(ledger_lines(ledger, "answer")) == 67
+        resumed = read(tmp_path / "judged" / "judged.json")
+        requests = len(server.documents)
+        assert killer.run("never", 1, argv) == 0
+        assert len(server.documents) == requests
+        assert killer.run("never", 1, [*argv, "--out", "whole"]) == 0
+        whole = read(tmp_path / "whole" / "judged.json")
+    assert resumed["evaluations"] == whole["evaluations"]
+    assert resumed["malformed_replies"] == whole["malformed_replies"] == 4
+    assert whole["evaluations"]["result"]["summary"]["unscored"] == {"malformed reply": 1}
+    assert resumed["cost"]["at_most"] >= whole["cost"]["at_most"]
+
+
+@pytest.mark.slow
+def test_a_real_server(program: Program, tmp_path: Path) -> None:
+    """mlx_lm.server with a small summariser, which is no judge: its replies are nonsense, the protocol holds."""
+    model = SHARED / "models" / "summarizer-5m"
+    if not model.is_dir():
+        pytest.skip("needs shared/, the folder of models and data beside the checkout")
+    evaluation(tmp_path / "result.json", 3)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "mlx_lm", "server", "--model", str(model), "--port", str(port)],
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert server.stderr is not None
+        assert any("Starting httpd" in line for line in server.stderr), "the server ended"
+        threading.Thread(target=server.stderr.read, daemon=True).start()
+        base = [
+            "--server",
+            f"http://127.0.0.1:{port}/v1",
+            "--model",
+            "default_model",
+            "--evaluation",
+            "result.json",
+        ]
+        ended = program("judge", *base, "--max_tokens", "4", "--malformed_attempts", "2", "--out", "plain")
+        assert (ended.code, ended.err) == (0, ""), ended
+        found = read(tmp_path / "plain" / "judged.json")
+        summary = found["evaluations"]["result"]["summary"]
+        unscored = sum(summary["unscored"].values())
+        assert unscored + sum(summary["n"].values()) == 12
+        assert found["malformed_replies"] >= unscored
+        answers = ledger_lines(tmp_path / "plain" / "ledger.jsonl", "answer")
+        assert len(answers) == 12 + found["malformed_replies"] - unscored
+        assert {one["usage"]["counted_by"] for one in answers} == {"server"}
+        for one in answers:
+            assert one["tokens"], "mlx_lm.server offers log-probabilities"
+            assert len(one["tokens"][0][1]) == 10
+            assert all(pair[1] <= 0 for _, likely in one["tokens"] for pair in likely)
+        # The same server, made to say digits alone: its log-probabilities weigh them.
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(str(model))
+        digits = {token: tokenizer.convert_tokens_to_ids(str(token)) for token in range(1, 6)}
+        bias = json.dumps({"logit_bias": {str(one): 100 for one in digits.values()}})
+        ended = program("judge", *base, "--max_tokens", "1", "--extra", bias, "--out", "digits")
+        assert (ended.code, ended.err) == (0, ""), ended
+        rows = read(tmp_path / "digits" / "judged.json")["evaluations"]["result"]["rows"]
+        assert [row["unscored"] for row in rows] == [{}] * 3
+        for row in rows:
+            assert all(0 <= row["scores"][one] <= 1 for one in CRITERIA)
+            assert any(row["mass"][one] is not None for one in CRITERIA)
+    finally:
+        server.kill()
+        server.wait()

@@ -73,8 +73,8 @@ class RewardConfig(Room):
     completions_as: Literal["text", "messages"] = "text"
     """How your function gets prompts and completions: strings, or lists of chat messages."""
     timeout_s: float = Field(default=60.0, gt=0)
-    """Longest time for one group's scores; those that are not there by then are missing, and counted. Your own function
-    gets as long for a whole step, and ends the run where it takes longer."""
+    """Longest time for one group's scores; what is not there by then is missing, and counted. Your own function gets as
+    long for a whole step, and ends the run where it takes longer."""
     weight: float = 1.0
     """0 logs the reward without training on it."""
     gate: GateConfig | None = None

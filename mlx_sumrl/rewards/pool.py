@@ -1,10 +1,11 @@
 """`ScoringPool`: rewards computed in processes of their own while the training thread goes on. Never imports mlx.
 
 Invariant: every group that is submitted gets its answer exactly once, with a number or NaN for each completion and
-reward, or an error: whatever becomes of the processes. A completion of which a reward has not spoken within its
-time-out is NaN, and the process that was at it is ended and replaced. What a process that died was at is done once
-more by another; where that dies too, it is NaN. A process has one group at a time. After `close`, and after the end
-of this process by whatever means, none of them is left.
+reward, or an error: whatever becomes of the processes. Where a reward's time-out for a group is over, the completion
+that it is at is NaN, and the process is ended and replaced. A completion at which a process died is tried once more;
+where that dies too, it is NaN. The group's other completions then have one more chance, and that is all: no group
+takes longer than twice its time-outs. A process has one group at a time. After `close`, and after the end of this
+process by whatever means, none of them is left.
 
 Processes are started afresh, never forked: MLX's threads and buffers do not survive a fork, and a script without
 ``if __name__ == "__main__"`` would run again in each.
@@ -68,6 +69,8 @@ class _Job:
         self.future: Future[GroupScores] = Future()
         self.deaths = 0
         """Of processes that were at the reward that comes next."""
+        self.strikes = [0] * len(rewards)
+        """Completions of which each reward never spoke."""
         shape = (len(group.completions), len(rewards))
         self.values_GR = np.full(shape, np.nan)
         self.is_open_GR = np.ones(shape, dtype=bool)
@@ -83,10 +86,13 @@ class _Job:
         return Task(self.group, self.rewards, self.timeouts_s, tuple(still))
 
     def give_up(self, reward: int) -> int:
-        """Leave what this reward has not said missing; of how many completions."""
-        count = int(self.is_open_GR[:, reward].sum())
-        self.is_open_GR[:, reward] = False
-        return count
+        """Leave the completion that this reward is at missing, and all after it where it is not the first such; how
+        many these are."""
+        left = np.flatnonzero(self.is_open_GR[:, reward])
+        given_up = left if self.strikes[reward] else left[:1]
+        self.strikes[reward] += 1
+        self.is_open_GR[given_up, reward] = False
+        return len(given_up)
 
     def answer(self) -> None:
         """Nothing is left to be done."""
@@ -112,7 +118,9 @@ class _Worker:
         with theirs:
             program = (
                 f"import sys; sys.path[:] = {sys.path!r}\n"
-                f"from mlx_sumrl.rewards.scoring_process import main\nmain({theirs.fileno()})"
+                # nltk takes scipy where it finds it, for what nothing here uses: half of a start, and of its memory.
+                "sys.modules['scipy'] = None\n"
+                f"from mlx_sumrl.rewards.scoring_process import main\nmain({theirs.fileno()}, {os.getpid()})"
             )
             process = subprocess.Popen(
                 [sys.executable, "-c", program],

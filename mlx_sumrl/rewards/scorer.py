@@ -80,6 +80,11 @@ class Scorer:
             if key not in self._begun:
                 self._begun[key] = _Begun(group, self._submitted(group), self._step)
 
+    def under_way(self) -> list[Future[GroupScores]]:
+        """What was begun in processes and not asked for yet."""
+        with self._lock:
+            return [one.scores for one in self._begun.values()]
+
     def scores(self, groups: Sequence[Group]) -> Scores:
         """Of every completion, by every reward; waits for what is under way, and begins what is not.
 

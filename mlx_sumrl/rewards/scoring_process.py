@@ -1,8 +1,8 @@
 """A process that scores: reads tasks from a pipe, writes one score after the other. Never imports mlx.
 
 Invariant: it ends with the process that started it, however that ended. Waiting, it reads the end of the pipe; at
-work, it cannot write any more; stuck, even inside of a C function that holds the interpreter's lock, it is ended by
-a watchdog that needs no Python.
+work, a thread sees that its parent has changed; stuck inside of a C function that holds the interpreter's lock, it is
+ended by a watchdog that needs no Python.
 
 What comes through the pipe is unpickled: it joins two processes of one run, and nobody else can write to it.
 """
@@ -12,6 +12,8 @@ from __future__ import annotations
 import faulthandler
 import os
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
@@ -27,6 +29,8 @@ START_S = 120.0
 """Longest time to import what is needed and to load what rewards look things up in."""
 GRACE_S = 5.0
 """A process that should have been ended by its parent ends itself so much later."""
+LOOK_S = 0.5
+"""How often it is looked whether the parent is still there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +85,11 @@ def for_the_pipe(group: Group) -> Group:
     return Group(example, tuple(replace(completion, logprobs=()) for completion in group.completions))
 
 
-def main(descriptor: int) -> None:
+def main(descriptor: int, parent_pid: int) -> None:
     """Serve the parent at the other end of this socket until it closes it. The first thing that comes are the rewards
     to warm up, then tasks."""
     faulthandler.enable(file=sys.stderr)
+    threading.Thread(target=_end_with, args=(parent_pid,), daemon=True).start()
     with Connection(descriptor) as parent:
         try:
             _watched(START_S)
@@ -121,6 +126,12 @@ def _work(task: Task, parent: Connection) -> None:
             parent.send(Scored(place, at, float(value)))
         faulthandler.cancel_dump_traceback_later()
     parent.send(Done())
+
+
+def _end_with(parent_pid: int) -> None:
+    while os.getppid() == parent_pid:
+        time.sleep(LOOK_S)
+    os._exit(0)
 
 
 def _watched(seconds: float) -> None:

@@ -42,6 +42,7 @@ from mlx_sumrl.judging.results import (
     pairwise_lines,
     scores_table,
     unscored_line,
+    weighing_line,
     write_copies,
     write_result,
 )
@@ -74,9 +75,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     targets = copies(config, judged)
     labels = read_labels(config.labels, config) if config.labels is not None else None
     rivals = read_judged([config.against], config) if config.against is not None else []
-    pairs = [pairs_of(judged[0], theirs) for theirs in rivals]
     if len(rivals) > 1 or (rivals and len(judged) > 1):
         raise UserError("--against compares two evaluations: name one file for each, not a run's folder")
+    pairs = [pairs_of(judged[0], theirs) for theirs in rivals]
     if labels is not None and len(judged) > 1:
         raise UserError(
             f"--labels {config.labels} belongs to one evaluation, and {len(judged)} are judged: name one"
@@ -129,7 +130,12 @@ def _score(
     write_copies(targets, scored)
     console.print(scores_table(scored))
     reasons = sum((row.unscored for _, rows in scored.values() for row in rows), Counter[str]())
-    for line in [unscored_line(reasons, found.malformed), *agreement_lines(agreed)]:
+    unscored = unscored_line(reasons, found.malformed, found.example)
+    for line in [
+        weighing_line(scored) if config.form == "criterion" else None,
+        unscored,
+        *agreement_lines(agreed),
+    ]:
         if line:
             say(line)
     if labels is not None and labels.unusable:
@@ -153,7 +159,7 @@ def _compare(
     rows = [paired_row(*pair, found, config) for pair in pairs]
     write_result(out / AGAINST, against_json(config, ledger, found, ours, theirs, rows))
     reasons = sum((row.unscored for row in rows), Counter[str]())
-    for line in [*pairwise_lines(ours, theirs, rows), unscored_line(reasons, found.malformed)]:
+    for line in [*pairwise_lines(ours, theirs, rows), unscored_line(reasons, found.malformed, found.example)]:
         if line:
             say(line)
     say(f"wrote {out / AGAINST}")

@@ -15,6 +15,7 @@ from mlx_sumrl.config import Criterion, JudgingConfig
 from mlx_sumrl.endpoint.asking import Asked, Asking, Stop
 from mlx_sumrl.endpoint.client import Endpoint
 from mlx_sumrl.endpoint.ledger import Ledger, Spent
+from mlx_sumrl.errors import UserError
 from mlx_sumrl.judging.questions import Asks, Inquiry, JudgeQuestion, JudgeWording
 from mlx_sumrl.judging.replies import Preference, Verdict, digit_in, preference_in, scores_in
 
@@ -35,6 +36,8 @@ class Found:
     """Why there is no reading."""
     malformed: int = 0
     """Replies that did not have the form asked for, those included that a later attempt made up for."""
+    example: str | None = None
+    """The first of those replies."""
     stopped: str | None = None
     """Why inquiries were left open; None when none was."""
 
@@ -62,7 +65,9 @@ class Judge:
     ) -> None:
         """``endpoint`` sends the fields of `JudgeWording`; ``show`` and ``tell`` are those of `Asking`."""
         self._config = config
+        self._endpoint = endpoint
         self._ledger = ledger
+        self._tell = tell
         self._wording = JudgeWording(config)
         self._asking: Asking[JudgeQuestion] = Asking(
             config, endpoint, ledger, self._wording, stop, show=show, tell=tell
@@ -78,8 +83,9 @@ class Judge:
         waiting: Sequence[Inquiry] = list(dict.fromkeys(inquiries))
         for attempt in range(self._config.malformed_attempts):
             questions = [self._wording.question(inquiry, attempt) for inquiry in waiting]
-            # Two rows with the same text are one question.
-            asked = await self._asking.run(list({one.key: one for one in questions}.values()))
+            if attempt:
+                self._tell(f"{len(waiting):,} replies were not of the form asked for: asking again")
+            asked = await self._run(questions)
             waiting = [one.inquiry for one in questions if not self._settle(one, asked.stopped, found)]
             if asked.stopped is not None:
                 found.stopped = asked.stopped
@@ -89,6 +95,16 @@ class Judge:
         for inquiry in waiting:
             found.unscored[inquiry] = MALFORMED
         return found
+
+    async def _run(self, questions: Sequence[JudgeQuestion]) -> Asked:
+        try:
+            # Two rows with the same text are one question.
+            return await self._asking.run(list({one.key: one for one in questions}.values()))
+        except UserError as error:
+            if self._wording.fields and not self._ledger.answers and "status 4" in str(error):
+                hint = f"if it is log-probabilities that it refuses, set {self._endpoint.option('top_logprobs')} to 0"
+                raise UserError(f"{error}; {hint}") from None
+            raise
 
     def _settle(self, question: JudgeQuestion, stopped: str | None, found: Found) -> bool:
         """Whether the inquiry has found its end; False where its reply was malformed."""
@@ -100,6 +116,7 @@ class Judge:
         reading = read_reply(question.inquiry.asks, answer["text"], answer["tokens"])
         if reading is None:
             found.malformed += 1
+            found.example = found.example or answer["text"]
             return False
         found.readings[question.inquiry] = reading
         return True

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rich import box
@@ -160,7 +161,23 @@ def pairwise_lines(ours: Judged, theirs: Judged, rows: Sequence[PairedRow]) -> l
     return lines
 
 
-def unscored_line(reasons: Mapping[str, int], malformed: int) -> str | None:
+def weighing_line(judged: Mapping[str, tuple[Judged, Sequence[JudgedRow]]]) -> str | None:
+    """How many scores the judge's log-probabilities weighed; None where there is no score."""
+    verdicts = [
+        one for _, rows in judged.values() for row in rows for rounds in row.rounds.values() for one in rounds
+    ]
+    masses = [one.mass for one in verdicts if one.mass is not None]
+    if not verdicts:
+        return None
+    if not masses:
+        return "scores are the digits as written: the judge gave no log-probabilities"
+    return (
+        f"{len(masses) / len(verdicts):.0%} of the scores are weighed by the probabilities of the digits, which had "
+        f"{fmean(masses):.0%} of all probability"
+    )
+
+
+def unscored_line(reasons: Mapping[str, int], malformed: int, example: str | None) -> str | None:
     """Questions without an answer that counts; None where there is nothing to say."""
     parts = []
     if reasons:
@@ -168,7 +185,8 @@ def unscored_line(reasons: Mapping[str, int], malformed: int) -> str | None:
         each = ", ".join(f"{count} x {why}" for why, count in Counter(reasons).most_common())
         parts.append(f"{total:,} {'question' if total == 1 else 'questions'} without a score: {each}")
     if malformed:
-        parts.append(f"{malformed:,} {'reply' if malformed == 1 else 'replies'} not of the form asked for")
+        text = f"{malformed:,} {'reply' if malformed == 1 else 'replies'} not of the form asked for"
+        parts.append(f"{text}, as {_shown(example)}" if example is not None else text)
     return "; ".join(parts) or None
 
 
@@ -196,6 +214,10 @@ def _account(config: JudgeConfig, ledger: Ledger, found: Found) -> dict[str, Any
         "tokens": {"prompt": ledger.spent.prompt_tokens, "completion": ledger.spent.completion_tokens},
         "cost": {"replies": ledger.spent.cost, "at_most": ledger.spent.cost + ledger.uncertain.cost},
     }
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 60 else f"{text[:59]}…")
 
 
 def _number(value: float | None) -> str:

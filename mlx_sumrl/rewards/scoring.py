@@ -17,7 +17,6 @@ from mlx_sumrl.data.answer_schema import load_schema
 from mlx_sumrl.rewards.extraction import EntityCoverageReward, ExtractivenessReward, NoveltyReward
 from mlx_sumrl.rewards.format import BulletsReward, JsonSchemaReward
 from mlx_sumrl.rewards.function import FunctionReward, load_function
-from mlx_sumrl.rewards.judge import JudgeReward
 from mlx_sumrl.rewards.language import LanguageReward
 from mlx_sumrl.rewards.length import LengthReward, WithinReward
 from mlx_sumrl.rewards.overlap import OverlapReward
@@ -165,6 +164,8 @@ def _build(config: RewardConfig, length: LengthConfig) -> Reward:
         case "repetition":
             return RepetitionReward(config.label, config.ngram)
         case "judge":
+            from mlx_sumrl.rewards.judge import JudgeReward  # brings an HTTP client
+
             assert config.judge is not None
             return JudgeReward(config.label, config.criterion, config.judge)
         case "function":

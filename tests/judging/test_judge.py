@@ -221,6 +221,15 @@ def test_the_cap_holds(tmp_path: Path) -> None:
         assert (found.stopped, summary(rows)["scored"]) == (None, 30)
 
 
+def test_a_server_that_refuses_log_probabilities(tmp_path: Path) -> None:
+    with judge_server(lambda number, prompt: "status 400") as server:
+        with pytest.raises(UserError, match=r"status 400.*refuses, set --top_logprobs to 0$"):
+            judge(server, tmp_path, [text(0)])
+        with pytest.raises(UserError, match="status 400") as error:
+            judge(server, tmp_path, [text(0)], top_logprobs=0)
+        assert "top_logprobs" not in str(error.value)
+
+
 def test_a_wrong_key_is_one_request(tmp_path: Path) -> None:
     with judge_server(by_criterion, key=KEY) as server:
         with pytest.raises(UserError, match=r"refuses the key.*--key_variable"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import socket
@@ -18,12 +19,12 @@ import pytest
 
 from mlx_sumrl.evaluation.results import Evaluation
 from tests.endpoint.simulated_teacher import KEY, MODEL
-from tests.judging.made import CRITERIA, criterion_of, judge_server, parts_of
+from tests.judging.made import criterion_of, judge_server, parts_of
 
 from .distilling import write_rows
 from .judging import evaluation, ledger_lines, options
 from .killing import Killer
-from .programs import SHARED, Program
+from .programs import ROOT, SHARED, Program, tiny_job, write_options
 from .test_bad_input import sentence_of
 
 DIGITS = {"faithfulness": 5, "coverage": 4, "conciseness": 4, "clarity": 5}
@@ -66,8 +67,13 @@ class TestRun:
         copy = Evaluation.from_json(read(tmp_path / "judged" / "copy.json"))
         assert copy.summary["judge_composite"] == one["summary"]["judge_composite"]
         assert copy.rows[9].metrics == {
-            "within": 1, "rougeL": 0.59, "judge_faithfulness": 1, "judge_coverage": 0.75,
-            "judge_conciseness": 0.75, "judge_clarity": 0.25, "judge_composite": 2.75,
+            "within": 1,
+            "rougeL": 0.59,
+            "judge_faithfulness": 1,
+            "judge_coverage": 0.75,
+            "judge_conciseness": 0.75,
+            "judge_clarity": 0.25,
+            "judge_composite": 2.75,
         }
         assert copy.rows[9].text == "Bridge 9 shut."
         for path in (tmp_path / "judged").iterdir():
@@ -107,7 +113,7 @@ class TestRun:
         one = read(tmp_path / "o" / "judged.json")["evaluations"]["rows"]
         assert [row["composite"] for row in one["rows"]] == [3.5, None, None]
         assert one["rows"][1]["unscored"] == {"no document": 1}
-        assert one["summary"]["unscored"].total() if hasattr(one["summary"]["unscored"], "total") else True
+        assert sum(one["summary"]["unscored"].values()) == 2
         assert "2 questions without a score: 1 x no document, 1 x " in ended.out
 
     def test_labels(self, program: Program, tmp_path: Path) -> None:
@@ -161,6 +167,43 @@ class TestRun:
         assert read(tmp_path / "judged" / "judged.json")["complete"] is True
 
 
+@pytest.mark.slow
+def test_a_policy_trained_with_a_judge(program: Program, tmp_path: Path) -> None:
+    """Every completion of two steps is scored, and the key is in no file."""
+    judge = {
+        "server": "",
+        "model": MODEL,
+        "ledger": "replies.jsonl",
+        "key_variable": "JUDGE_KEY",
+        "form": "json",
+    }
+    stage = {"name": "judged", "steps": 2, "rewards": [{"kind": "length"}, {"kind": "judge", "judge": judge}]}
+    said = json.dumps(DIGITS)
+    os.environ["JUDGE_KEY"] = KEY
+    try:
+        with judge_server(lambda number, prompt: f"says {said}", key=KEY) as server:
+            judge["server"] = server.url
+            job = tiny_job(
+                {"stages": [stage], "sft": {"steps": 2}, "export": {"fused": False, "adapter": False}}
+            )
+            ended = program("grpo_staged", "--config", write_options(tmp_path, job))
+            assert ended.code == 0, ended
+            asked = len(server.bodies)
+    finally:
+        del os.environ["JUDGE_KEY"]
+    lines = [
+        json.loads(line) for line in (tmp_path / "runs" / "job" / "metrics.jsonl").read_text().splitlines()
+    ]
+    scored = [line["reward/judge_composite"] for line in lines if "reward/judge_composite" in line]
+    assert len(scored) == 2
+    assert 0 < asked <= 16
+    for value in scored:  # 3.5 / 4 for a completion that says something, 0 for one that does not
+        assert 0 < value <= 0.875
+        assert value / 0.875 * 8 == pytest.approx(round(value / 0.875 * 8), abs=1e-6)
+    for path in (tmp_path / "runs").rglob("*.json*"):
+        assert KEY not in path.read_text()
+
+
 class TestRefused:
     def test_options(self, program: Program, tmp_path: Path) -> None:
         evaluation(tmp_path / "result.json", 2)
@@ -179,7 +222,7 @@ class TestRefused:
         one = ["--evaluation", "result.json"]
         assert "would be the same reply 3 times" in refused(*one, "--rounds", "3")
         assert "would write over result.json" in refused(*one, "--into", "result.json")
-        assert "have 3" in refused(*one, "--against", "three.json").replace("has 3", "have 3")
+        assert "result.json has 2 rows and three.json has 3" in refused(*one, "--against", "three.json")
         assert "is a file of rows: leave out --into" in refused("--evaluation", "rows.jsonl", "--into", "x")
         assert "has no column 'text' (--summary_column)" in refused(
             "--evaluation", "rows.jsonl", "--summary_column", "text"
@@ -188,6 +231,16 @@ class TestRefused:
         assert "max_cost needs prices" in refused(*one, "--max_cost", "3")
         assert "no server answers at 127.0.0.1:1" in refused(*one)
         assert "correct --server" in refused(*one)
+        write_rows(tmp_path / "people.jsonl", [{"id": "r0", "score": 3}])
+        assert "belongs to one evaluation" in refused(
+            "--evaluation", "result.json,three.json", "--labels", "people.jsonl"
+        )
+        both = tmp_path / "run" / "evaluation"
+        evaluation(both / "before.json", 2)
+        evaluation(both / "after.json", 2)
+        assert "name one file for each" in refused("--evaluation", "run", "--against", "result.json")
+        assert "name a folder" in refused("--evaluation", "run", "--into", "one.json")
+        assert "have the same name" in refused("--evaluation", "result.json,result.json")
         assert refused(*one, "--server", "nowhere").startswith("--server 'nowhere' is no address")
 
     def test_a_model_that_is_not_there(self, program: Program, tmp_path: Path) -> None:
@@ -254,19 +307,27 @@ def test_killed_and_gone_on_with(tmp_path: Path) -> None:
     assert resumed["cost"]["at_most"] >= whole["cost"]["at_most"]
 
 
+SERVER = """
+import mlx_sumrl, runpy, sys
+sys.argv[0] = "mlx_lm.server"
+runpy.run_module("mlx_lm.server", run_name="__main__")
+"""
+"""With the BLAS that mlx_sumrl loads; without it the prompts take seconds."""
+
+
 @pytest.mark.slow
 def test_a_real_server(program: Program, tmp_path: Path) -> None:
     """mlx_lm.server with a small summariser, which is no judge: its replies are nonsense, the protocol holds."""
     model = SHARED / "models" / "summarizer-5m"
     if not model.is_dir():
         pytest.skip("needs shared/, the folder of models and data beside the checkout")
-    evaluation(tmp_path / "result.json", 3)
+    evaluation(tmp_path / "result.json", 2)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     server = subprocess.Popen(
-        [sys.executable, "-m", "mlx_lm", "server", "--model", str(model), "--port", str(port)],
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        [sys.executable, "-c", SERVER, "--model", str(model), "--port", str(port)],
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -288,10 +349,10 @@ def test_a_real_server(program: Program, tmp_path: Path) -> None:
         found = read(tmp_path / "plain" / "judged.json")
         summary = found["evaluations"]["result"]["summary"]
         unscored = sum(summary["unscored"].values())
-        assert unscored + sum(summary["n"].values()) == 12
+        assert unscored + sum(summary["n"].values()) == 8
         assert found["malformed_replies"] >= unscored
         answers = ledger_lines(tmp_path / "plain" / "ledger.jsonl", "answer")
-        assert len(answers) == 12 + found["malformed_replies"] - unscored
+        assert len(answers) == 8 + found["malformed_replies"] - unscored
         assert {one["usage"]["counted_by"] for one in answers} == {"server"}
         for one in answers:
             assert one["tokens"], "mlx_lm.server offers log-probabilities"
@@ -306,10 +367,20 @@ def test_a_real_server(program: Program, tmp_path: Path) -> None:
         ended = program("judge", *base, "--max_tokens", "1", "--extra", bias, "--out", "digits")
         assert (ended.code, ended.err) == (0, ""), ended
         rows = read(tmp_path / "digits" / "judged.json")["evaluations"]["result"]["rows"]
-        assert [row["unscored"] for row in rows] == [{}] * 3
-        for row in rows:
-            assert all(0 <= row["scores"][one] <= 1 for one in CRITERIA)
-            assert any(row["mass"][one] is not None for one in CRITERIA)
+        assert [row["unscored"] for row in rows] == [{}] * 2
+        answers = ledger_lines(tmp_path / "digits" / "ledger.jsonl", "answer")
+        weighed = 0
+        for answer in answers:
+            ((_, likely),) = answer["tokens"]
+            chances = {int(token): math.exp(logprob) for token, logprob in likely if token in "12345"}
+            (row,) = [row for row in rows if row["id"] == answer["row"]]
+            if (mass := row["mass"][answer["asks"]]) is None:
+                continue
+            weighed += 1
+            assert mass == pytest.approx(min(sum(chances.values()), 1))
+            mean = sum(digit * chance for digit, chance in chances.items()) / sum(chances.values())
+            assert row["scores"][answer["asks"]] == pytest.approx((mean - 1) / 4)
+        assert weighed == len(answers) == 8
     finally:
         server.kill()
         server.wait()

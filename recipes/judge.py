@@ -67,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
+    if config.against is not None:  # log-probabilities are of digits
+        config = config.model_copy(update={"top_logprobs": 0})
     judged = read_judged(config.evaluation, config)
     endpoint = judging_endpoint(config)
     if endpoint.sends_key_in_the_open:

@@ -124,7 +124,7 @@ def scores_table(judged: Mapping[str, tuple[Judged, Sequence[JudgedRow]]]) -> Ta
         table.add_column(head, justify="right" if head else "left", no_wrap=True)
     for name, (_, rows) in judged.items():
         found = summary(rows)
-        values = [found[METRIC.format(key)] for key in (*CRITERIA, "composite", "all_above_half")]
+        values = [found[METRIC.format(key)] for key in (*CRITERIA, "composite", "all")]
         cells = ["-" if value is None else f"{value:.3f}" for value in values[:-1]]
         good = "-" if values[-1] is None else f"{values[-1]:.0%}"
         table.add_row(escape(name), str(found["rows"]), str(found["scored"]), *cells, good)

@@ -74,9 +74,10 @@ class JudgedRow:
         return None if None in scores else all(one > GOOD_ABOVE for one in scores if one is not None)
 
     def metrics(self) -> dict[str, float | None]:
-        """``judge_faithfulness``, …, ``judge_composite``."""
+        """``judge_faithfulness``, …, ``judge_composite``, and ``judge_all``, 1 where all four are above 0.5."""
         each = {METRIC.format(criterion): self.score(criterion) for criterion in CRITERIA}
-        return {**each, METRIC.format("composite"): self.composite}
+        good = None if self.all_good is None else float(self.all_good)
+        return {**each, METRIC.format("composite"): self.composite, METRIC.format("all"): good}
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -113,18 +114,16 @@ def judged_rows(texts: Sequence[JudgedText], found: Found, config: JudgingConfig
 def summary(rows: Sequence[JudgedRow]) -> dict[str, Any]:
     """Means over the rows that have a score.
 
-    ``judge_…`` means and ``judge_all_above_half``, the share of rows with all four above 0.5, of those that have all
-    four; ``rows``, ``scored`` (rows with all four), ``n`` (rows by criterion), ``unscored`` (reason -> questions),
-    ``spread`` and ``mass`` (means by criterion), ``weighted`` (share of scores weighed by probability).
+    ``judge_…`` means, with ``judge_all`` the share of rows with all four above 0.5, of those that have all four;
+    ``rows``, ``scored`` (rows with all four), ``n`` (rows by criterion), ``unscored`` (reason -> questions), ``spread``
+    and ``mass`` (means by criterion), ``weighted`` (share of scores weighed by probability).
     """
-    good = [row.all_good for row in rows if row.all_good is not None]
     verdicts = [one for row in rows for rounds in row.rounds.values() for one in rounds]
     means = {name: _mean([row.metrics()[name] for row in rows]) for name in JudgedRow("").metrics()}
     return {
         "rows": len(rows),
-        "scored": len(good),
+        "scored": sum(row.all_good is not None for row in rows),
         **means,
-        METRIC.format("all_above_half"): fmean(good) if good else None,
         "n": {criterion: sum(row.score(criterion) is not None for row in rows) for criterion in CRITERIA},
         "spread": {criterion: _mean([row.spread(criterion) for row in rows]) for criterion in CRITERIA},
         "mass": {criterion: _mean([row.mass(criterion) for row in rows]) for criterion in CRITERIA},
@@ -142,10 +141,9 @@ def with_metrics(content: Mapping[str, Any], rows: Sequence[JudgedRow]) -> dict[
     judged = [row.metrics() for row in rows]
     judged += [nothing] * (len(content["rows"]) - len(judged))
     found = summary(rows)
-    names = (*nothing, METRIC.format("all_above_half"))
     return {
         **content,
-        "summary": {**content["summary"], **{name: found[name] for name in names}},
+        "summary": {**content["summary"], **{name: found[name] for name in nothing}},
         "rows": [
             {**row, "metrics": {**row["metrics"], **metrics}}
             for row, metrics in zip(content["rows"], judged, strict=True)

@@ -54,9 +54,24 @@ class AskingThread:
 
     @classmethod
     def shared(cls, config: JudgeRewardConfig) -> AskingThread:
-        """The one for these options; `leave` it when done."""
+        """The one for these options; `leave` it when done.
+
+        Raises `UserError` when one with other options has the same ledger.
+        """
+        key = config.model_dump_json()
         with cls._lock:
-            one = cls._running.setdefault(config.model_dump_json(), cls(config))
+            for other in cls._running.values():
+                if (
+                    key not in cls._running
+                    and config.ledger is not None
+                    and other._config.ledger == config.ledger
+                ):
+                    raise UserError(
+                        f"two judges with other options have the same ledger {config.ledger}: name one for each"
+                    )
+            if key not in cls._running:
+                cls._running[key] = cls(config)
+            one = cls._running[key]
             one._users += 1
             if one._thread is None:
                 one._thread = threading.Thread(target=one._run, name="judge", daemon=True)

@@ -62,7 +62,7 @@ class TestRun:
         one = found["evaluations"]["result"]
         assert [row["composite"] for row in one["rows"]] == [3.5] * 9 + [2.75]
         assert one["summary"]["judge_composite"] == pytest.approx(3.425)
-        assert one["summary"]["judge_all_above_half"] == 0.9
+        assert one["summary"]["judge_all"] == 0.9
         assert one["summary"]["judge_clarity"] == pytest.approx(0.925)
         copy = Evaluation.from_json(read(tmp_path / "judged" / "copy.json"))
         assert copy.summary["judge_composite"] == one["summary"]["judge_composite"]
@@ -74,6 +74,7 @@ class TestRun:
             "judge_conciseness": 0.75,
             "judge_clarity": 0.25,
             "judge_composite": 2.75,
+            "judge_all": 0,
         }
         assert copy.rows[9].text == "Bridge 9 shut."
         for path in (tmp_path / "judged").iterdir():
@@ -141,6 +142,7 @@ class TestRun:
             ended = program("judge", *options(server, "--against", "other.json"))
             assert (ended.code, ended.err) == (0, ""), ended
             assert len(server.bodies) == 12
+            assert not [body for body in server.bodies if "logprobs" in body]
         found = read(tmp_path / "judged" / "against.json")
         assert {name: found["summary"][name] for name in ("win", "tie", "loss")} == {
             "win": 6,

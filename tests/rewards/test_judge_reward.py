@@ -153,6 +153,17 @@ def test_a_server_that_is_not_there(reward: Make, group: Make, completion: Make)
             one(groups(group, completion, ("one",)))
 
 
+def test_rewards_share_a_ledger_where_all_else_is_equal(
+    server: SimulatedTeacher, reward: Make, group: Make, completion: Make, tmp_path: Path
+) -> None:
+    ledger = {"ledger": tmp_path / "ledger.jsonl"}
+    two = groups(group, completion, ("one", "one two three"))
+    clarity, coverage = (reward(server, criterion, **ledger) for criterion in ("clarity", "coverage"))
+    np.testing.assert_array_equal(clarity(two), coverage(two))
+    with pytest.raises(UserError, match="two judges with other options have the same ledger"):
+        reward(server, seed=1, **ledger)(two)
+
+
 def test_a_ledger_that_cannot_be(
     server: SimulatedTeacher, reward: Make, group: Make, completion: Make, tmp_path: Path
 ) -> None:

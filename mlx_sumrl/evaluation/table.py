@@ -11,6 +11,7 @@ from rich.table import Table
 
 from mlx_sumrl.config import DEFAULT_LENGTH_UNIT
 from mlx_sumrl.evaluation.results import Evaluation
+from mlx_sumrl.metrics.catalogue import CATALOGUE
 
 _PERCENT_COLUMNS_BEFORE = {"within": "Within", "exact": "Exact"}
 _PERCENT_COLUMNS_AFTER = {
@@ -27,6 +28,10 @@ say otherwise."""
 _SHORT = {"ROUGE-1": "R-1", "ROUGE-2": "R-2", "ROUGE-L": "R-L", "ROUGE-L recall": "recall"}
 CAPTION = "percent; length in {unit}, mean ± spread; R: ROUGE F1 and ROUGE-L recall"
 """Explains the titles as a terminal of 80 columns has them."""
+
+_CONSISTENCY = "consistency_"
+_SHOWN_ABOVE = frozenset(("length", *_PERCENT_COLUMNS_BEFORE, *_PERCENT_COLUMNS_AFTER))
+_LEFT_TO_THE_FILE = ("_recall", "_precision")
 
 
 def _unit(evaluations: Mapping[str, Evaluation]) -> str:
@@ -62,6 +67,32 @@ def comparison_table(evaluations: Mapping[str, Evaluation], title: str | None = 
         table.add_column(short, justify="left" if header == HEADERS[0] else "right", no_wrap=True)
     for name, *cells in starmap(_cells, evaluations.items()):
         table.add_row(escape(name), *cells)
+    return table
+
+
+def metrics_table(evaluation: Evaluation) -> Table:
+    """What `comparison_table` has no room for, of one evaluation: a line per metric, its mean and what it says.
+
+    Where several samples were drawn, how much every metric varies over them, too. Recalls, and precision and recall of
+    BERTScore, are left to the file.
+    """
+    summary = evaluation.summary
+    varies = any(name.startswith(_CONSISTENCY) for name in summary)
+    caption = f"percent, but for length in {evaluation.unit}, density in words, compression as a ratio"
+    if varies:
+        caption += "; varies: standard deviation over mean of a row's samples, percent"
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), caption=caption, caption_justify="left")
+    table.add_column("Metric", no_wrap=True)
+    for header in ("Mean", *(["Varies"] if varies else [])):
+        table.add_column(header, justify="right", no_wrap=True)
+    table.add_column("What it says")
+    for name, metric in CATALOGUE.items():
+        value = summary.get("length_mean" if name == "length" else name)
+        varied = summary.get(f"{_CONSISTENCY}{name}")
+        if value is None or name.endswith(_LEFT_TO_THE_FILE) or (name in _SHOWN_ABOVE and varied is None):
+            continue
+        mean = f"{100 * value if metric.high == 1 else value:.1f}"
+        table.add_row(metric.title, mean, *([_percent(varied)] if varies else []), metric.says)
     return table
 
 

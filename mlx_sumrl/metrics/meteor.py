@@ -58,18 +58,24 @@ class _Synonyms:
 
 
 class _WordNet:
-    """WordNet as nltk's METEOR uses it, each word looked up once."""
+    """WordNet as nltk's METEOR uses it, less the synonyms that no word of a reference is: nltk goes through all of a
+    word's to find one that is there."""
 
-    @staticmethod
-    @lru_cache(maxsize=_WORDS)
-    def synsets(word: str) -> tuple[_Synonyms, ...]:
-        with _LOCK:
-            names = {lemma.name() for synset in wordnet.synsets(word) for lemma in synset.lemmas()}
-        # What is several words is no unigram's synonym; nltk skips it each time.
-        return (_Synonyms(tuple(_Lemma(name) for name in sorted(names) if "_" not in name)),)
+    def __init__(self, wanted: frozenset[str]) -> None:
+        self.wanted = wanted
+
+    def synsets(self, word: str) -> tuple[_Synonyms, ...]:
+        return (_Synonyms(tuple(map(_Lemma, _synonyms(word) & self.wanted))),)
 
 
-_STEMMER, _WORDNET = _Stemmer(), _WordNet()
+@lru_cache(maxsize=_WORDS)
+def _synonyms(word: str) -> frozenset[str]:
+    """Lemmas of all synsets of a word; looked up once."""
+    with _LOCK:
+        return frozenset(lemma.name() for synset in wordnet.synsets(word) for lemma in synset.lemmas())
+
+
+_STEMMER = _Stemmer()
 
 
 def meteor_tokens(text: str) -> list[str]:
@@ -121,14 +127,13 @@ def meteor(text: str, reference: str) -> float:
     Raises:
         LookupError: WordNet is missing; ask `missing_wordnet` first.
     """
-    return float(
-        single_meteor_score(
-            _reference_tokens(reference), meteor_tokens(text), stemmer=_STEMMER, wordnet=_WORDNET
-        )
-    )
+    tokens, words = _of_reference(reference)
+    return float(single_meteor_score(tokens, meteor_tokens(text), stemmer=_STEMMER, wordnet=words))
 
 
 @lru_cache(maxsize=64)
-def _reference_tokens(reference: str) -> tuple[str, ...]:
-    # A reference is compared with every completion of its group.
-    return tuple(meteor_tokens(reference))
+def _of_reference(reference: str) -> tuple[tuple[str, ...], _WordNet]:
+    """Its tokens, and the synonyms that may be among them; it is compared with every completion of its group."""
+    tokens = tuple(meteor_tokens(reference))
+    # Synonyms are looked for when stems have been: among what is then left as stems.
+    return tokens, _WordNet(frozenset((*tokens, *map(_STEMMER.stem, tokens))))

@@ -2,8 +2,9 @@
 
 Invariant: every key that was given, at any depth, in the file or on the command line, ends up in the model or
 in one `UserError` that names it; nothing is ignored and no environment variable is read. Later wins: the
-recipe's own defaults, then the YAML file, then the command line. Mappings merge, lists are replaced as a
-whole (``--stages.0.steps 30`` changes one entry of a list that is there). Never imports mlx.
+recipe's own defaults, then the YAML file (over the one that it names as its ``base``), then the command line.
+Mappings merge, lists are replaced as a whole (``--stages.0.steps 30`` changes one entry of a list that is there).
+Never imports mlx.
 """
 
 from __future__ import annotations
@@ -97,8 +98,28 @@ def parse_command(
         return Command(run=Path(own["resume"]), extra=values)
 
     config = own.get("config")
-    from_file = read_yaml(Path(config)) if config is not None else {}
+    from_file = read_options(Path(config)) if config is not None else {}
     return Command(run=_validated(model, defaults, from_file, config, overrides), extra=values)
+
+
+def read_options(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, laid over that of the file that its key ``base`` names, seen from its folder.
+
+    The file's own keys win; mappings merge, lists are replaced. A base may have a base. Raises `UserError`.
+    """
+    met = [path]
+    values = read_yaml(path)
+    while "base" in values:
+        base = values.pop("base")
+        if not isinstance(base, str):
+            raise UserError(
+                f"base in {met[-1]} is {shown(base)}; name a YAML file, seen from that file's folder"
+            )
+        met.append(met[-1].parent / base)
+        if met[-1].resolve() in [one.resolve() for one in met[:-1]]:
+            raise UserError(f"base {base} in {met[-2]} leads back to itself; leave one `base` out")
+        values = tree.merged(read_yaml(met[-1]), values)
+    return values
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from benchmarks.simulated_workers import SimulatedWorkers
 from cluster.sampler import ClusterSampler
 from cluster.wire import ModelFingerprint
 from mlx_sumrl.errors import UserError
-from mlx_sumrl.rollouts.types import NoSamplerError, Sampling
+from mlx_sumrl.rollouts.types import Group, NoSamplerError, Sampling
 
 from .made import (
     SAMPLING,
@@ -349,3 +349,33 @@ def test_close_leaves_neither_threads_nor_sockets(tmp_path: Path) -> None:
 def test_sample_before_publish_is_a_fault_of_the_program(tmp_path: Path) -> None:
     with cluster(tmp_path, Behaviour()) as (sampler, _), pytest.raises(RuntimeError, match="call publish"):
         sampler.sample(examples(1), 1, SAMPLING, seed=0)
+
+
+def test_groups_are_told_of_as_they_come_those_prepared_too(tmp_path: Path) -> None:
+    """Each once, with its own row, from the event loop's thread, and before anybody asks for it; what is wrong with
+    whoever is told is nobody else's."""
+    told: list[Group] = []
+    threads: set[int] = set()
+
+    def tell(group: Group) -> None:
+        told.append(group)
+        threads.add(threading.get_ident())
+        if len(told) % 3 == 0:
+            raise ValueError("by hand")
+
+    with cluster(tmp_path, Behaviour(), Behaviour(), max_staleness=1) as (sampler, _):
+        sampler.on_group = tell
+        sampler.publish(0)
+        asked = [examples(6, first=10 * step) for step in range(3)]
+        for step in range(3):
+            for ahead in range(step, min(step + 2, 3)):
+                sampler.prepare(asked[ahead], 2, SAMPLING, seed=ahead)
+            until(lambda: len(told) >= 6 * min(step + 2, 3))  # noqa: B023  (called at once)
+            groups = sampler.sample(asked[step], 2, SAMPLING, seed=step)
+            check_groups(groups, asked[step], 2)
+            same = [[one for one in told if one.example is group.example] for group in groups]
+            assert same == [[group] for group in groups]
+            sampler.publish(step + 1)
+        check_account(sampler, 18)
+    assert len(threads) == 1
+    assert threading.get_ident() not in threads

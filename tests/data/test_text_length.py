@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_sumrl.data.text_length import bullets, characters, text_length, words
+from mlx_sumrl.data.text_length import bullet_texts, bullets, characters, sentences, text_length, words
 
 Rows = Callable[[str, int], list[dict[str, Any]]]
 
@@ -107,3 +107,28 @@ def test_words_of_real_rows(shared_rows: Rows) -> None:
         spaced = "".join(" " if "CJK UNIFIED" in unicodedata.name(c, "") else c for c in row["summary"])
         others = [piece for piece in spaced.split() if any(map(str.isalnum, piece))]
         assert words(row["summary"]) == han + len(others)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("", 0),
+        (" \n ... \n!", 0),
+        ("One", 1),
+        ("One. Two! Three?", 3),
+        ("Dr. Who met U.S. troops at 3.5 p.m. He left.", 2),
+        ("A title\nA sentence. Another one", 3),
+        ("他来了。她走了！", 2),
+    ],
+)
+def test_sentences(text: str, count: int) -> None:
+    assert sentences(text) == text_length(text, "sentences") == count
+    assert sentences(f"\n {unicodedata.normalize('NFD', text)} ") == count
+
+
+def test_what_stands_in_bullets() -> None:
+    assert bullet_texts("Intro:\n- one two\n  2) three\n- \n* **four**\nend") == [
+        "one two",
+        "three",
+        "**four**",
+    ]

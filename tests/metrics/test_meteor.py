@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from nltk.translate.meteor_score import meteor_score
+from nltk.translate.meteor_score import meteor_score, single_meteor_score
 
 from mlx_sumrl.metrics.meteor import meteor, meteor_tokens
 
@@ -121,3 +122,21 @@ def test_nltk_data_set_after_import_is_seen(shared, monkeypatch, wordnet):
     monkeypatch.setenv("NLTK_DATA", folder)
     assert missing_wordnet() is None
     assert nltk.data.path == [folder]
+
+
+@pytest.mark.usefixtures("wordnet")
+def test_what_is_remembered_changes_nothing_on_500_pairs(shared):
+    """Summaries against references, related and not, with nltk asked directly: each word stemmed and looked up anew."""
+    with (shared / "data" / "dialogsum.validation.jsonl").open(encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
+    pairs = [
+        (f"{rows[(at + away) % len(rows)]['summary']} {rows[at]['dialogue'][:150]}", rows[at]["summary"])
+        for at in range(250)
+        for away in (0, 1)
+    ]
+    assert len(pairs) == 500
+    expected = [
+        single_meteor_score(meteor_tokens(reference), meteor_tokens(text)) for text, reference in pairs
+    ]
+    for _ in range(2):
+        assert [meteor(*pair) for pair in pairs] == pytest.approx(expected, abs=1e-12)

@@ -3,17 +3,22 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import pytest
+import sacrebleu
 from hypothesis import given
 from hypothesis import strategies as st
+from nltk.translate.meteor_score import single_meteor_score
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import DefaultTokenizer
 
+from mlx_sumrl.config import LengthConfig, StageConfig
+from mlx_sumrl.errors import UserError
+from mlx_sumrl.metrics.meteor import meteor_tokens
 from mlx_sumrl.metrics.rouge import RougeTokenizer, space_characters
-from mlx_sumrl.rewards import OverlapReward
+from mlx_sumrl.rewards import OverlapReward, build_rewards, overlap
 
 
 def f1(candidate: list[str], reference: list[str]) -> float:
@@ -122,3 +127,46 @@ def test_chinese_scores_by_character_where_rouge_score_has_nothing(completion, g
 def test_spacing_touches_only_unspaced_scripts():
     assert space_characters("Hello, wörld! 42") == "Hello, wörld! 42"
     assert space_characters("在Python中").split() == ["在", "Python", "中"]
+
+
+@pytest.mark.usefixtures("wordnet")
+def test_every_kind_is_its_library_called_directly(completion, group, dialogues):
+    """On English rows, whose tokens are the libraries' own, to 1e-12."""
+    rouge = RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
+    truths = {
+        **{
+            kind: partial(lambda kind, a, b: rouge.score(b, a)[kind].fmeasure, kind)
+            for kind in rouge.rouge_types
+        },
+        "meteor": lambda a, b: single_meteor_score(meteor_tokens(b), meteor_tokens(a)),
+        "bleu": lambda a, b: sacrebleu.sentence_bleu(a, [b], smooth_method="exp").score / 100,
+        "chrf": lambda a, b: sacrebleu.sentence_chrf(a, [b]).score / 100,
+    }
+    references = [row["summary"] for row in dialogues]
+    texts = [row["dialogue"][:200] for row in dialogues]
+    groups = [
+        group(completion(text=a), completion(text=a[:60]), reference=b)
+        for a, b in zip(texts, references, strict=True)
+    ]
+    for kind, truth in truths.items():
+        expected = [[truth(a, b), truth(a[:60], b)] for a, b in zip(texts, references, strict=True)]
+        np.testing.assert_allclose(OverlapReward(kind, kind)(groups), expected, atol=1e-12, err_msg=kind)
+    # ROUGE-Lsum: rouge-score's own takes each line for a sentence.
+    lines = "One cat sat here\nTwo dogs ran away"
+    [[found]] = OverlapReward("x", "rougeLsum")(
+        [group(completion(text="Two dogs ran away. One cat sat here."), reference=lines.replace("\n", ". "))]
+    )
+    assert found == 1.0
+
+
+def test_without_wordnet_a_run_ends_before_it_begins(monkeypatch):
+    monkeypatch.setattr(
+        overlap, "wordnet_problem", lambda: "the WordNet corpus is not on this machine: run it"
+    )
+    stage = StageConfig.model_validate(
+        {"name": "s", "steps": 1, "rewards": [{"kind": "meteor", "name": "m"}]}
+    )
+    with pytest.raises(
+        UserError, match="reward 'm' is METEOR, and the WordNet corpus is not on this machine: run it"
+    ):
+        build_rewards(stage, LengthConfig())

@@ -316,3 +316,22 @@ def test_sampling_is_without_dropout(family_folder: Folder) -> None:
     first = sampler.sample(PROMPTS, 2, Sampling(max_tokens=8), seed=0)
     policy.model.train()
     assert sampler.sample(PROMPTS, 2, Sampling(max_tokens=8), seed=0) == first
+
+
+def test_a_group_is_told_of_as_soon_as_it_is_complete(family_folder: Folder) -> None:
+    """4 prompts of 3 completions, 4 rows at once: batches hold 1.33 groups each."""
+    sampler = LocalSampler(load(family_folder("qwen2")), max_rows=4)
+    told: list[tuple[int, Group]] = []
+    decoded = 0
+    decode = sampler._decode
+
+    def counted(*arguments: object) -> object:
+        nonlocal decoded
+        decoded += 1
+        return decode(*arguments)  # type: ignore[arg-type]
+
+    sampler._decode = counted  # type: ignore[method-assign, assignment]
+    sampler.on_group = lambda group: told.append((decoded, group))
+    groups = sampler.sample(PROMPTS, 3, Sampling(max_tokens=6), seed=3)
+    assert [group for _, group in told] == groups
+    assert [batches for batches, _ in told] == [1, 2, 3, 3]

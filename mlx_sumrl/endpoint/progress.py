@@ -58,12 +58,15 @@ class AskingProgress:
         self._console = console
         self._every_seconds = every_seconds
         self._clock = clock
-        self._begun = self._written = clock()
+        self._begun = self._written = self._round_begun = clock()
+        self._asked: Asked | None = None
         self._rich: RichProgress | None = None
         self._task = TaskID(0)
 
     def show(self, asked: Asked, spent: Spent) -> None:
-        """A question is over."""
+        """A question is over; another `asked` is another round of questions, with a rate of its own."""
+        if asked is not self._asked:
+            self._asked, self._begun = asked, self._round_begun
         text = line(asked, spent, self._clock() - self._begun)
         over = asked.done + asked.failed.total()
         if self._rich is not None:
@@ -71,6 +74,8 @@ class AskingProgress:
         elif over >= asked.total or self._clock() - self._written >= self._every_seconds:
             self._written = self._clock()
             self.note(f"{over}/{asked.total}  {text}")
+        if over >= asked.total:
+            self._round_begun = self._clock()
 
     def note(self, text: str) -> None:
         """A line of its own."""

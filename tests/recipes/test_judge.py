@@ -24,7 +24,7 @@ from tests.judging.made import criterion_of, judge_server, parts_of
 from .distilling import write_rows
 from .judging import evaluation, ledger_lines, options
 from .killing import Killer
-from .programs import ROOT, SHARED, Program, tiny_job, write_options
+from .programs import ROOT, SHARED, Program, start, tiny_job, write_options
 from .test_bad_input import sentence_of
 
 DIGITS = {"faithfulness": 5, "coverage": 4, "conciseness": 4, "clarity": 5}
@@ -307,6 +307,37 @@ def test_killed_and_gone_on_with(tmp_path: Path) -> None:
     assert resumed["malformed_replies"] == whole["malformed_replies"] == 4
     assert whole["evaluations"]["result"]["summary"]["unscored"] == {"malformed reply": 1}
     assert resumed["cost"]["at_most"] >= whole["cost"]["at_most"]
+
+
+def test_ctrl_c_keeps_what_is_under_way(program: Program, tmp_path: Path) -> None:
+    evaluation(tmp_path / "result.json", 10)
+    process: subprocess.Popen[str] | None = None
+    ready = threading.Event()
+
+    def interrupt(kind: str, number: int) -> None:
+        ready.wait()
+        if (kind, number) == ("request", 9):
+            assert process is not None
+            process.send_signal(signal.SIGINT)
+
+    with judge_server(by_criterion) as server:
+        server.event = interrupt
+        argv = options(server, "--concurrency", "3")
+        process = start("judge", *argv, folder=tmp_path)
+        ready.set()
+        said, _ = process.communicate(timeout=60)
+        assert process.returncode == 130, said
+        assert "questions left open: it was interrupted; the same command goes on from here" in said
+        asked = len(server.documents)
+        assert 9 <= asked < 40
+        found = read(tmp_path / "judged" / "judged.json")
+        assert (found["complete"], found["stopped"]) == (False, "it was interrupted")
+        assert found["evaluations"]["result"]["summary"]["unscored"] == {
+            "not asked: it was interrupted": 40 - asked
+        }
+        assert program("judge", *argv).code == 0
+        assert set(server.delivered.values()) == {1}
+        assert len(server.delivered) == 40
 
 
 SERVER = """

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.endpoint.simulated_teacher import MODEL, SimulatedTeacher
+from tests.judging.made import criterion_of
 
 QUICK = ("--retry.first_wait_s", "0", "--timeout_s", "30")
 
@@ -46,3 +47,16 @@ def ledger_lines(path: Path, kind: str) -> list[dict[str, Any]]:
         return []
     records = [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
     return [one for one in records if one["kind"] == kind]
+
+
+DIGITS = {"faithfulness": 5, "coverage": 4, "conciseness": 4, "clarity": 5}
+
+
+def by_criterion(number: int, prompt: str) -> str:
+    """The last of ten rows is unclear."""
+    criterion = criterion_of(prompt)
+    return f"says {2 if criterion == 'clarity' and 'Bridge 9 ' in prompt else DIGITS[criterion]}"
+
+
+def read(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text()))

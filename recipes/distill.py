@@ -13,17 +13,13 @@ was; the last one asks nothing and writes OUT/train.jsonl again with other filte
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import itertools
-import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from rich.console import Console
 
 from mlx_sumrl.config import DistillConfig
 from mlx_sumrl.data.distillation.answer_filter import AnswerFilter, language_finder
-from mlx_sumrl.data.distillation.asking import Asked, Asking, Stop
 from mlx_sumrl.data.distillation.dataset import (
     LEDGER,
     TRAIN,
@@ -32,17 +28,18 @@ from mlx_sumrl.data.distillation.dataset import (
     write_dataset,
 )
 from mlx_sumrl.data.distillation.documents import counted, plan_documents
-from mlx_sumrl.data.distillation.ledger import Ledger
-from mlx_sumrl.data.distillation.progress import DistillProgress
 from mlx_sumrl.data.distillation.questions import Instructions, Question, identity
-from mlx_sumrl.data.distillation.teacher import Teacher
+from mlx_sumrl.endpoint.asking import Asked, Asking, Stop
+from mlx_sumrl.endpoint.client import Endpoint
+from mlx_sumrl.endpoint.interrupts import INTERRUPTED, until_interrupted
+from mlx_sumrl.endpoint.ledger import Ledger
+from mlx_sumrl.endpoint.progress import AskingProgress, spent_line
 from mlx_sumrl.options.command_line import exit_code_of, parse
 
 DESCRIPTION = (
     "Ask a larger model to summarise documents, and write its answers as a dataset to train on. The teacher is any "
     "OpenAI-compatible server. Stopped at any moment, the same command goes on; no answer is paid for twice."
 )
-INTERRUPTED = "it was interrupted"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -61,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if config.from_ledger:
         ledger = Ledger.open(config.out / LEDGER, None)
     else:
-        teacher = Teacher(config)
+        assert config.teacher is not None  # the config has checked it
+        teacher = Endpoint(config, config.teacher, named="teacher")
         instructions = Instructions(config)
         plan = plan_documents(config, instructions.columns, languages)
         say(plan.describe())
@@ -73,12 +71,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     with ledger:
         if keys is not None:
             note = {"sources": plan.sources, "left_out": plan.left_out, "questions": len(questions)}
-            with DistillProgress(console) as progress:
+            with AskingProgress(console) as progress:
                 asked = asyncio.run(_ask(config, teacher, ledger, instructions, questions, note, progress))
             stopped = asked.stopped
         dataset = make_dataset(config, ledger, answer_filter, keys)
         write_dataset(config, ledger, dataset, keys, stopped)
-        _account(ledger, say)
+        say(spent_line(ledger))
     say(f"{config.out / TRAIN}: {dataset.describe()}")
     if keys is not None and asked.failed:
         reasons = ", ".join(f"{n} x {why}" for why, n in asked.failed.most_common())
@@ -95,53 +93,22 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 async def _ask(
     config: DistillConfig,
-    teacher: Teacher,
+    teacher: Endpoint,
     ledger: Ledger,
     instructions: Instructions,
     questions: Sequence[Question],
     plan: dict[str, object],
-    progress: DistillProgress,
+    progress: AskingProgress,
 ) -> Asked:
-    """Ask what is open; a first Ctrl-C waits for what is under way, a second one does not."""
-    stop = Stop()
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    assert task is not None
+    """Ask what is open."""
 
-    interrupts = itertools.count(1)
-
-    def interrupt() -> None:
-        if next(interrupts) > 1:
-            task.cancel()
-            return
-        stop.ask(INTERRUPTED)
-        progress.note("stopping: answers under way are waited for; once more stops at once")
-
-    # Signals belong to the main thread; elsewhere there is nothing to set.
-    with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, interrupt)
-    try:
+    async def run(stop: Stop) -> Asked:
         async with teacher:
             await ledger.plan_for(plan)
             asking = Asking(config, teacher, ledger, instructions, stop, progress.show, progress.note)
             return await asking.run(questions)
-    except asyncio.CancelledError:
-        progress.note("what was under way is given up; answers that came are kept: the same command goes on")
-        raise KeyboardInterrupt from None
 
-
-def _account(ledger: Ledger, say: Callable[[str], None]) -> None:
-    spent, uncertain = ledger.spent, ledger.uncertain
-    text = f"spent: {spent.prompt_tokens:,} prompt and {spent.completion_tokens:,} completion tokens"
-    if spent.cost:
-        text += f", cost {spent.cost:.4g}"
-    if ledger.asks_without_outcome:
-        asks = counted(ledger.asks_without_outcome, "request")
-        text += (
-            f"; {asks} ended without an answer and may have been billed: at most {uncertain.tokens:,} tokens"
-        )
-        text += f", cost {uncertain.cost:.4g}" if uncertain.cost else ""
-    say(text)
+    return await until_interrupted(run, progress.note)
 
 
 if __name__ == "__main__":

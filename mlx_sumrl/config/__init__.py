@@ -7,14 +7,14 @@ A run is described by one `RunConfig`: a YAML file, then command-line options ov
 from __future__ import annotations
 
 from mlx_sumrl.config.answer import AnswerConfig
+from mlx_sumrl.config.asking import AskingConfig, PriceConfig, RetryConfig
 from mlx_sumrl.config.data import DataConfig, GrammarConfig
 from mlx_sumrl.config.distill import (
     AnswerFilterConfig,
     DistillConfig,
-    PriceConfig,
-    RetryConfig,
     TeacherSourceConfig,
 )
+from mlx_sumrl.config.judge import Criterion, JudgeConfig, JudgeRewardConfig, JudgingConfig
 from mlx_sumrl.config.long_documents import LongDocumentsConfig
 from mlx_sumrl.config.masking import MaskingConfig, ReasoningConfig
 from mlx_sumrl.config.named_run import CheckpointConfig, CurvesConfig, ExportConfig
@@ -59,8 +59,10 @@ __all__ = [
     "STEP_METRICS",
     "AnswerConfig",
     "AnswerFilterConfig",
+    "AskingConfig",
     "CheckpointConfig",
     "ComparisonConfig",
+    "Criterion",
     "CurvesConfig",
     "DataConfig",
     "Decoding",
@@ -74,6 +76,9 @@ __all__ = [
     "GateConfig",
     "GrammarConfig",
     "GrpoConfig",
+    "JudgeConfig",
+    "JudgeRewardConfig",
+    "JudgingConfig",
     "LengthConfig",
     "LengthUnit",
     "LongDocumentsConfig",

@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from mlx_sumrl.config.judge import Criterion, JudgeRewardConfig
 from mlx_sumrl.config.room import Room
 
 
@@ -41,15 +42,17 @@ class RewardConfig(Room):
         "entity_coverage",
         "format_bullets",
         "json_schema",
+        "judge",
         "function",
     ]
     """`length` and `within`: the run's `length`. `rouge1` to `bertscore`: against the reference. `repetition`: minus
     the share of repeated n-grams. `language`: 1 where the completion is in its document's language, else 0.
     `extractiveness`: share of words in fragments copied from the document; `novelty`: share of word n-grams that it
     does not have. `entity_coverage`: share of names and numbers that are mentioned. `format_bullets` and `json_schema`:
-    the form, see `bullets` and `schema_file`. `function` calls your own Python, see `function`."""
+    the form, see `bullets` and `schema_file`. `judge`: a larger model's score, see `judge`.
+    `function` calls your own Python, see `function`."""
     name: str = ""
-    """Its name in metrics and gates; the kind, or the function's name, otherwise."""
+    """Its name in metrics and gates; the kind, the function's name, or `judge_` and the criterion, otherwise."""
     function: str | None = None
     """`package.module:function` or `path/to/file.py:function` with the signature
     f(prompts, completions, **columns) -> list[float | None]."""
@@ -67,6 +70,9 @@ class RewardConfig(Room):
     """What `json_schema` pays for: `schema.json`, `package.module:Model` or `path/to/file.py:Model` (pydantic)."""
     encoder: str | None = None
     """Folder of the encoder (BERT, RoBERTa, ...) that `bertscore` compares with."""
+    criterion: Criterion | Literal["composite"] = "composite"
+    """What `judge` scores, from 0 to 1; `composite` is the mean of all four."""
+    judge: JudgeRewardConfig | None = None
     completions_as: Literal["text", "messages"] = "text"
     """How your function gets prompts and completions: strings, or lists of chat messages."""
     timeout_s: float = Field(default=60.0, gt=0)
@@ -93,12 +99,20 @@ class RewardConfig(Room):
             )
         if (self.kind == "bertscore") != (self.encoder is not None):
             raise ValueError("a reward needs `encoder: FOLDER` exactly when its kind is `bertscore`")
+        if (self.kind == "judge") != (self.judge is not None):
+            raise ValueError(
+                "a reward needs `judge: {server: URL, model: NAME}` exactly when its kind is `judge`"
+            )
         return self
 
     @property
     def label(self) -> str:
         """Its name in metrics and gates."""
-        return self.name or (self.function.rpartition(":")[2] if self.function else self.kind)
+        if self.name:
+            return self.name
+        if self.kind == "judge":
+            return f"judge_{self.criterion}"
+        return self.function.rpartition(":")[2] if self.function else self.kind
 
 
 class ScoringConfig(Room):

@@ -18,7 +18,11 @@ never imports mlx. ``thread``: all groups of a step at once, in one other thread
 
 
 class Reward(Protocol):
-    """Scores completions. Built-in rewards and a user's own function are the same to the training loop."""
+    """Scores completions. Built-in rewards and a user's own function are the same to the training loop.
+
+    One that asks others beside the training also has ``begin(group)``, called as soon as a group is complete, and
+    ``close()``.
+    """
 
     @property
     def name(self) -> str:

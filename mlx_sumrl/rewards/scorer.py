@@ -70,6 +70,9 @@ class Scorer:
 
     def begin(self, group: Group) -> None:
         """A group is complete, and `scores` will be asked for it: from any thread, and without waiting."""
+        for reward in self.rewards.rewards:
+            if (begins := getattr(reward, "begin", None)) is not None:  # it asks others, beside the training
+                begins(group)
         if self._pool is None:
             return
         key = _key(group)
@@ -118,6 +121,9 @@ class Scorer:
         if self._pool is not None:
             self._pool.close()
         self._thread.close()
+        for reward in self.rewards.rewards:
+            if (close := getattr(reward, "close", None)) is not None:
+                close()
 
     def __enter__(self) -> Self:
         if self._processes:

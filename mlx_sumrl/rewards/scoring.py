@@ -169,6 +169,11 @@ def _build(config: RewardConfig, length: LengthConfig) -> Reward:
             return JsonSchemaReward(config.label, load_schema(config.schema_file))
         case "repetition":
             return RepetitionReward(config.label, config.ngram)
+        case "judge":
+            from mlx_sumrl.rewards.judge import JudgeReward  # brings an HTTP client
+
+            assert config.judge is not None
+            return JudgeReward(config.label, config.criterion, config.judge)
         case "function":
             assert config.function is not None  # RewardConfig has checked it
             return FunctionReward(

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mlx_sumrl.data.distillation.ledger import Ledger
-from tests.data.distillation.simulated_teacher import MODEL, SimulatedTeacher
+from mlx_sumrl.endpoint.ledger import Ledger
+from tests.endpoint.simulated_teacher import MODEL, SimulatedTeacher
 
 QUICK = ("--retry.first_wait_s", "0", "--timeout_s", "30")
 

@@ -15,10 +15,10 @@ import httpx
 import pytest
 
 from mlx_sumrl.config import DataConfig
-from mlx_sumrl.data.distillation.ledger import Ledger
 from mlx_sumrl.data.examples import load_examples
 from mlx_sumrl.data.sources import read_rows
-from tests.data.distillation.simulated_teacher import KEY, MODEL, SimulatedTeacher, summary_of
+from mlx_sumrl.endpoint.ledger import Ledger
+from tests.endpoint.simulated_teacher import KEY, MODEL, SimulatedTeacher, summary_of
 
 from .distilling import QUICK, document, options, read, source, spent_at_most, write_rows
 from .programs import SHARED, Program

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -11,71 +10,11 @@ import sys
 import threading
 from pathlib import Path
 
-from tests.data.distillation.simulated_teacher import SimulatedTeacher
+from tests.endpoint.simulated_teacher import SimulatedTeacher
 
 from .distilling import answers_on_disk, document, options, read, source, spent_at_most
+from .killing import Killer
 from .programs import ROOT, Program, start
-
-FORKED = """
-import json, os, sys
-from mlx_sumrl.options.command_line import exit_code_of
-from recipes.distill import main
-for line in sys.stdin:
-    process = os.fork()
-    if process == 0:
-        os.dup2(os.open("said.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
-        os.dup2(1, 2)
-        code = exit_code_of(lambda: main(json.loads(line)))
-        sys.stdout.flush()
-        os._exit(code)
-    print(process, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
-"""
-
-
-class Killer:
-    """Runs the recipe in a process of its own, and kills that at the n-th event of a kind.
-
-    Each process is a fork of one that has imported everything, which saves the second that imports take.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.process = 0
-        self.kind, self.after = "", 0
-        self.armed = threading.Event()
-        self.lock = threading.Lock()
-        self.parent = subprocess.Popen(
-            [sys.executable, "-c", FORKED],
-            cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def __call__(self, kind: str, number: int) -> None:
-        self.armed.wait()
-        with self.lock:
-            if kind != self.kind:
-                return
-            self.after -= 1
-            if self.after == 0:
-                os.kill(self.process, signal.SIGKILL)
-
-    def run(self, kind: str, after: int, argv: list[str]) -> int:
-        """The exit code."""
-        assert self.parent.stdin is not None
-        assert self.parent.stdout is not None
-        self.armed.clear()
-        self.parent.stdin.write(json.dumps(argv) + "\n")
-        self.parent.stdin.flush()
-        self.process, self.kind, self.after = int(self.parent.stdout.readline()), kind, after
-        self.armed.set()
-        return int(self.parent.stdout.readline())
-
-    def close(self) -> None:
-        self.parent.communicate(timeout=60)
-
 
 MOMENTS = [
     *(("request", 1), ("delivered", 1), ("half", 2), ("request", 6), ("delivered", 5), ("delivered", 9)),
@@ -88,7 +27,7 @@ def test_killed_at_ten_moments(tmp_path: Path) -> None:
     """No answer on disk is ever asked for again, each row is there once, and the ledger never says too little."""
     source(tmp_path, 70)
     ledger = tmp_path / "out" / "ledger.jsonl"
-    killer = Killer(tmp_path)
+    killer = Killer(tmp_path, "distill")
     with SimulatedTeacher() as teacher, contextlib.closing(killer):
         teacher.event = killer
         argv = options(teacher, tmp_path, "--concurrency", str(CONCURRENCY), "--max_total_tokens", "100000")
@@ -117,7 +56,7 @@ def test_killed_at_ten_moments(tmp_path: Path) -> None:
 def test_the_cap_holds_across_kills(tmp_path: Path) -> None:
     """What was under way at each kill is gone, but not forgotten: it counts at its worst case."""
     source(tmp_path, 320)
-    killer = Killer(tmp_path)
+    killer = Killer(tmp_path, "distill")
     with SimulatedTeacher() as teacher, contextlib.closing(killer):
         teacher.event = killer
         cap = ("--max_total_tokens", "20000", "--max_tokens", "40", "--concurrency", str(CONCURRENCY))

@@ -19,7 +19,7 @@ from typing import Any
 from mlx_sumrl.config import DistillConfig
 from mlx_sumrl.data.distillation.answer_filter import AnswerFilter, after_thinking
 from mlx_sumrl.data.distillation.documents import counted, form
-from mlx_sumrl.data.distillation.ledger import Ledger, now
+from mlx_sumrl.endpoint.ledger import Ledger, now
 from mlx_sumrl.errors import UserError
 from mlx_sumrl.reporting.json_files import encoded, replacing, write_json
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from mlx_sumrl.config import DistillConfig
 from mlx_sumrl.data.distillation.documents import Document
-from mlx_sumrl.data.distillation.teacher import Message
+from mlx_sumrl.endpoint.client import Message, Reply
 from mlx_sumrl.errors import UserError
 
 _PLACES = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
@@ -28,6 +29,11 @@ class Question:
     document: Document
     sample: int
     """Which answer to this document, counted from 0."""
+
+    @property
+    def row(self) -> str:
+        """File and line of its document."""
+        return self.document.row
 
 
 def identity(config: DistillConfig) -> dict[str, object]:
@@ -53,8 +59,23 @@ class Instructions:
         places = [place for parts in self._parts.values() for _, place in parts if place is not None]
         return [place for place in dict.fromkeys(places) if place != "document"]
 
-    def messages(self, document: Document) -> list[Message]:
+    def messages(self, question: Question) -> list[Message]:
         """System prompt and user's turn; the document has all of `columns`."""
+        return self._messages(question.document)
+
+    def record(self, question: Question, reply: Reply) -> Mapping[str, Any]:
+        """The document and where it is from, beside its answer."""
+        document = question.document
+        return {
+            "id": document.id,
+            "source": document.source,
+            "order": document.order,
+            "sample": question.sample,
+            "document": document.text,
+            "language": document.language,
+        }
+
+    def _messages(self, document: Document) -> list[Message]:
         parts = self._parts.get(document.language or "", self._parts["instruction"])
         turn = ""
         for text, place in parts:
@@ -66,7 +87,7 @@ class Instructions:
 
     def questions(self, documents: Sequence[Document], answers: int) -> list[Question]:
         """`answers` questions for each document, the first of all documents before the second of any."""
-        contents = [json.dumps(self.messages(document), sort_keys=True) for document in documents]
+        contents = [json.dumps(self._messages(document), sort_keys=True) for document in documents]
         return [
             Question(hashlib.sha256(f"{sample}\n{content}".encode()).hexdigest()[:32], document, sample)
             for sample in range(answers)

@@ -12,11 +12,11 @@ import pytest
 
 from mlx_sumrl.config import DistillConfig
 from mlx_sumrl.data.distillation.answer_filter import AnswerFilter
-from mlx_sumrl.data.distillation.asking import Asked
 from mlx_sumrl.data.distillation.dataset import Dataset, make_dataset, refuse_foreign_folder, write_dataset
-from mlx_sumrl.data.distillation.ledger import Ledger, Spent
-from mlx_sumrl.data.distillation.progress import line
 from mlx_sumrl.data.distillation.questions import identity
+from mlx_sumrl.endpoint.asking import Asked
+from mlx_sumrl.endpoint.ledger import Ledger, Spent
+from mlx_sumrl.endpoint.progress import line
 from mlx_sumrl.errors import UserError
 
 IDENTITY = identity(

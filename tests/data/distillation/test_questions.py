@@ -9,7 +9,7 @@ import pytest
 
 from mlx_sumrl.config import DistillConfig
 from mlx_sumrl.data.distillation.documents import Document
-from mlx_sumrl.data.distillation.questions import Instructions, identity
+from mlx_sumrl.data.distillation.questions import Instructions, Question, identity
 from mlx_sumrl.errors import UserError
 
 
@@ -28,7 +28,7 @@ def test_messages() -> None:
         config(instruction="{{x}} {title}: {document}!", system="Be brief {document}.")
     )
     assert instructions.columns == ["title"]
-    assert instructions.messages(document("{title} {document} {{", title="{document}")) == [
+    assert instructions.messages(Question("k", document("{title} {document} {{", title="{document}"), 0)) == [
         {"role": "system", "content": "Be brief {document}."},
         {"role": "user", "content": "{x} {document}: {title} {document} {{!"},
     ]
@@ -40,7 +40,7 @@ def test_an_instruction_for_each_language() -> None:
     )
 
     def turn(language: str | None) -> str:
-        return instructions.messages(document("x", language=language))[-1]["content"]
+        return instructions.messages(Question("k", document("x", language=language), 0))[-1]["content"]
 
     assert [turn(one) for one in ("de", "en", None)] == ["Kurz: x", "Short: x", "Short: x"]
 

@@ -21,7 +21,7 @@ from typing import Any, Self
 
 import httpx
 
-from mlx_sumrl.config import DistillConfig
+from mlx_sumrl.config import AskingConfig
 from mlx_sumrl.errors import UserError
 
 LONGEST_BODY = 16 * 2**20
@@ -33,6 +33,16 @@ _RETRIED = _NEVER_BILLED + _MAYBE_BILLED
 _OUT_OF_MONEY = ("insufficient_quota", "billing_hard_limit_reached", "credit balance")
 
 Message = dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenChoice:
+    """One token of an answer and what else was likely there."""
+
+    token: str | None
+    """The one that the server names; some do not name it, and mlx_lm.server names any of the likely ones."""
+    likely: tuple[tuple[str, float], ...]
+    """Tokens and their log-probabilities, the most likely first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +58,8 @@ class Reply:
     model: str | None
     """The model as the server names it."""
     response_id: str | None
+    tokens: tuple[TokenChoice, ...] | None = None
+    """What was likely at each token, where the server says."""
 
 
 class FailedAttemptError(Exception):
@@ -70,15 +82,30 @@ class RefusedRowError(Exception):
         self.detail = detail
 
 
-class Teacher:
+class Endpoint:
     """The client; an asynchronous context manager."""
 
-    def __init__(self, config: DistillConfig, environment: Mapping[str, str] = os.environ) -> None:
-        """Raises `UserError` for a URL that is none, or a key that is not there."""
-        assert config.teacher is not None
-        self._url = endpoint(config.teacher)
+    def __init__(
+        self,
+        config: AskingConfig,
+        server: str,
+        *,
+        named: str = "server",
+        prefix: str = "--",
+        fields: Mapping[str, Any] | None = None,
+        environment: Mapping[str, str] = os.environ,
+    ) -> None:
+        """``server`` is the URL; the user gave it as option ``named``, and all options with ``prefix`` before them.
+        ``fields`` are sent with each request, beside what ``config`` says.
+
+        Raises `UserError` for a URL that is none, or a key that is not there.
+        """
+        self._prefix = prefix
+        self.named = self.option(named)
+        self._url = endpoint(server, self.named)
         self._config = config
-        self._key = _key(config.key_variable, environment)
+        self._fields = dict(fields or {})
+        self._key = _key(config.key_variable, environment, self.option("key_variable"))
         self.host = self._url.host + (f":{self._url.port}" if self._url.port else "")
         """The server, for people: no user, password, path or query."""
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
@@ -95,6 +122,10 @@ class Teacher:
 
     async def __aexit__(self, *exception: object) -> None:
         await self._http.aclose()
+
+    def option(self, name: str) -> str:
+        """An option as the user writes it."""
+        return f"{self._prefix}{name}"
 
     @property
     def sends_key_in_the_open(self) -> bool:
@@ -121,7 +152,7 @@ class Teacher:
         raise await self._failure(status, headers, body)
 
     async def _post(self, messages: Sequence[Message]) -> tuple[int, httpx.Headers, bytes]:
-        content = json.dumps(request_body(self._config, messages)).encode("ascii")
+        content = json.dumps(request_body(self._config, messages, self._fields)).encode("ascii")
         headers = {"Content-Type": "application/json"}
         async with self._http.stream("POST", self._url, content=content, headers=headers) as response:
             body = bytearray()
@@ -137,7 +168,7 @@ class Teacher:
         except (ValueError, RecursionError) as error:
             if "html" in headers.get("content-type", "").lower():
                 raise UserError(
-                    f"{self.host} answers with a web page instead of JSON: correct --teacher; it is the address "
+                    f"{self.host} answers with a web page instead of JSON: correct {self.named}; it is the address "
                     "of an OpenAI-compatible API"
                 ) from None
             broken = isinstance(error, json.JSONDecodeError | UnicodeDecodeError | RecursionError)
@@ -151,7 +182,7 @@ class Teacher:
             way_out = (
                 f"put a key that it takes into the environment variable {self._config.key_variable}"
                 if self._key
-                else "name the environment variable that holds its key with --key_variable"
+                else f"name the environment variable that holds its key with {self.option('key_variable')}"
             )
             return UserError(f"{self.host} refuses the key, or that there is none{saying}: {way_out}")
         if status == 402 or (
@@ -165,16 +196,17 @@ class Teacher:
             models = await self._models()
             if models and self._config.model not in models:
                 return UserError(
-                    f"{self.host} has no model {self._config.model!r}{saying}: give --model one of {', '.join(models)}"
+                    f"{self.host} has no model {self._config.model!r}{saying}: give {self.option('model')} one of "
+                    f"{', '.join(models)}"
                 )
             return UserError(
                 f"{self.host} answers {status} at {self._url.path} for model {self._config.model!r}{saying}: "
-                "correct --teacher, the address of an OpenAI-compatible API, or --model"
+                f"correct {self.named}, the address of an OpenAI-compatible API, or {self.option('model')}"
             )
         if 300 <= status < 400:
             target = headers.get("location", "elsewhere").rpartition("@")[2].partition("?")[0]
             return UserError(
-                f"{self.host} sends on to {target}: give that address as --teacher, if you trust it"
+                f"{self.host} sends on to {target}: give that address as {self.named}, if you trust it"
             )
         if status in _RETRIED or status >= 500:
             after = retry_after(headers.get("retry-after"))
@@ -207,8 +239,9 @@ class Teacher:
         return text if len(text) <= 200 else f"{text[:199]}…"
 
 
-def endpoint(url: str) -> httpx.URL:
-    """Where chat completions are asked for; ``url`` is with or without ``/v1``, or the whole route.
+def endpoint(url: str, named: str) -> httpx.URL:
+    """Where chat completions are asked for; ``url`` is with or without ``/v1``, or the whole route, and was given as
+    the option ``named``.
 
     Raises `UserError` when it is no address.
     """
@@ -216,10 +249,10 @@ def endpoint(url: str) -> httpx.URL:
     try:
         parsed = httpx.URL(url.strip())
     except (httpx.InvalidURL, TypeError, ValueError):
-        raise UserError(f"--teacher {shown!r} is no address: write it as http://127.0.0.1:8080") from None
+        raise UserError(f"{named} {shown!r} is no address: write it as http://127.0.0.1:8080") from None
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise UserError(
-            f"--teacher {shown!r} is no address of a server: begin it with http:// or https://, as in "
+            f"{named} {shown!r} is no address of a server: begin it with http:// or https://, as in "
             "http://127.0.0.1:8080"
         )
     path = parsed.path.rstrip("/")
@@ -229,9 +262,16 @@ def endpoint(url: str) -> httpx.URL:
     return parsed.copy_with(path=path, fragment=None)
 
 
-def request_body(config: DistillConfig, messages: Sequence[Message]) -> dict[str, Any]:
+def request_body(
+    config: AskingConfig, messages: Sequence[Message], fields: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """What is sent."""
-    body: dict[str, Any] = {"model": config.model, "messages": list(messages), **config.extra}
+    body: dict[str, Any] = {
+        "model": config.model,
+        "messages": list(messages),
+        **config.extra,
+        **(fields or {}),
+    }
     body[config.max_tokens_field] = config.max_tokens
     if config.temperature is not None:
         body["temperature"] = config.temperature
@@ -267,6 +307,7 @@ def read_reply(body: bytes) -> Reply:
         _usage(content.get("usage"), text),
         _name(content.get("model")),
         _name(content.get("id")),
+        _tokens(choices[0].get("logprobs")),
     )
 
 
@@ -296,22 +337,48 @@ def _usage(usage: Any, text: str) -> tuple[int, int] | None:
     return prompt, completion
 
 
+def _tokens(logprobs: Any) -> tuple[TokenChoice, ...] | None:
+    """``top_logprobs`` of each token; None where the server gave none that can be read."""
+    content = logprobs.get("content") if isinstance(logprobs, dict) else None
+    if not isinstance(content, list) or not content:
+        return None
+    found = []
+    for one in content:
+        top = one.get("top_logprobs") if isinstance(one, dict) else None
+        likely = [
+            (other["token"], float(other["logprob"]))
+            for other in (top if isinstance(top, list) else [])
+            if isinstance(other, dict)
+            and isinstance(other.get("token"), str)
+            and _is_logprob(other.get("logprob"))
+        ]
+        token = one.get("token") if isinstance(one, dict) else None
+        likely.sort(key=lambda pair: -pair[1])
+        found.append(TokenChoice(token if isinstance(token, str) else None, tuple(likely)))
+    return tuple(found) if any(one.likely for one in found) else None
+
+
+def _is_logprob(value: Any) -> bool:
+    """A finite number of at most 0, but for rounding."""
+    return type(value) in (int, float) and -1e9 < value <= 1e-3
+
+
 def _name(value: Any) -> str | None:
     return value[:200] if isinstance(value, str) else None
 
 
-def _key(variable: str | None, environment: Mapping[str, str]) -> str | None:
+def _key(variable: str | None, environment: Mapping[str, str], named: str) -> str | None:
     if variable is None:
         return None
     key = environment.get(variable, "").strip()
     if not key and not re.fullmatch(r"[A-Z][A-Z0-9_]{0,39}", variable):
         raise UserError(  # its value is not shown: it may be the key itself
-            "--key_variable is the name of an environment variable, as OPENAI_API_KEY, and there is none of the "
+            f"{named} is the name of an environment variable, as OPENAI_API_KEY, and there is none of the "
             "given name: put the key into one, and give its name"
         )
     if not key:
         raise UserError(
-            f"the environment variable {variable} (--key_variable) is not set: set it to the server's API key"
+            f"the environment variable {variable} ({named}) is not set: set it to the server's API key"
         )
     if not key.isascii() or not key.isprintable():
         raise UserError(

@@ -40,8 +40,18 @@ class _Server(ThreadingHTTPServer):
 class SimulatedTeacher:
     """A context manager; it listens on a free port of loopback."""
 
-    def __init__(self, script: Script = lambda number, document: "answer", *, key: str | None = None) -> None:
+    def __init__(
+        self,
+        script: Script = lambda number, document: "answer",
+        *,
+        key: str | None = None,
+        told: Callable[[dict[str, Any]], str] = document_of,
+        logprobs: Callable[[str], Any] = lambda text: None,
+    ) -> None:
+        """`told` is what the script gets of a request; `logprobs` of a text go with it where they were asked for."""
         self.script = script
+        self.told = told
+        self.logprobs = logprobs
         self.key = key
         self.event: Event = lambda kind, number: None
         self.lock = threading.Condition()
@@ -99,7 +109,7 @@ class Handler(BaseHTTPRequestHandler):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if self.path != "/v1/chat/completions":
             return self.send(404, b"Not Found")
-        document = document_of(asked)
+        document = teacher.told(asked)
         with teacher.lock:
             teacher.documents.append(document)
             teacher.bodies.append(asked)
@@ -148,11 +158,14 @@ class Handler(BaseHTTPRequestHandler):
         if does == "usage":
             usage = json.loads(value)
         finish = "length" if does == "unfinished" else "stop"
+        choice: dict[str, Any] = {"index": 0, "message": {"content": text}, "finish_reason": finish}
+        if asked.get("logprobs"):
+            choice["logprobs"] = teacher.logprobs(text)
         body = json.dumps(
             {
                 "id": "chatcmpl-1",
                 "model": f"{MODEL}-2026",
-                "choices": [{"index": 0, "message": {"content": text}, "finish_reason": finish}],
+                "choices": [choice],
                 "usage": usage,
             }
         ).encode()

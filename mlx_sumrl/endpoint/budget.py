@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from mlx_sumrl.config import DistillConfig
-from mlx_sumrl.data.distillation.ledger import Spent
+from mlx_sumrl.config import AskingConfig
+from mlx_sumrl.endpoint.ledger import Spent
 
 TEMPLATE_TOKENS = 256
 """Room for what a chat template, and a system prompt of its own, put around the messages."""
@@ -34,7 +34,7 @@ class Held:
 class Budget:
     """What may still be spent. `reserve` before a request, `settle` once after it."""
 
-    def __init__(self, config: DistillConfig, past: Spent, excess: tuple[int, int] = (0, 0)) -> None:
+    def __init__(self, config: AskingConfig, past: Spent, excess: tuple[int, int] = (0, 0)) -> None:
         """`past`: spent already, with what may have been; `excess`: see `Ledger.excess`."""
         self._config = config
         self._past = past

@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_sumrl.config import DistillConfig
-from mlx_sumrl.data.distillation.asking import waiting_time
-from mlx_sumrl.data.distillation.teacher import (
+from mlx_sumrl.endpoint.asking import waiting_time
+from mlx_sumrl.endpoint.client import (
+    Endpoint,
     FailedAttemptError,
     RefusedRowError,
     Reply,
-    Teacher,
     endpoint,
     read_reply,
     request_body,
@@ -37,13 +37,18 @@ def config(url: str = "http://127.0.0.1:1", **changes: Any) -> DistillConfig:
     return DistillConfig.model_validate({**options, **changes})
 
 
+def client(config: DistillConfig, environment: dict[str, str]) -> Endpoint:
+    assert config.teacher is not None
+    return Endpoint(config, config.teacher, named="teacher", environment=environment)
+
+
 def complete(
     server: SimulatedTeacher, does: str, environment: dict[str, str] | None = None, **changes: Any
 ) -> Reply:
     server.script = lambda number, document: does
 
     async def run() -> Reply:
-        async with Teacher(config(server.url, **changes), environment or {}) as teacher:
+        async with client(config(server.url, **changes), environment or {}) as teacher:
             return await teacher.complete(MESSAGES)
 
     return asyncio.run(run())
@@ -63,18 +68,18 @@ def complete(
     ],
 )
 def test_endpoint(url: str, asked: str) -> None:
-    assert str(endpoint(url)) == asked
+    assert str(endpoint(url, "--teacher")) == asked
 
 
 @pytest.mark.parametrize("url", ["localhost:8080", "h", "", "ftp://h", "http://", "u:secret@h:80"])
 def test_no_endpoint(url: str) -> None:
     with pytest.raises(UserError, match=r"^--teacher .* is no address") as error:
-        endpoint(url)
+        endpoint(url, "--teacher")
     assert "secret" not in str(error.value)
 
 
 def test_host_holds_no_credentials() -> None:
-    teacher = Teacher(config("https://user:secret@h.example:444/v1?key=secret"), {})
+    teacher = client(config("https://user:secret@h.example:444/v1?key=secret"), {})
     assert teacher.host == "h.example:444"
 
 
@@ -205,13 +210,13 @@ class TestFailures:
     def test_a_key_that_cannot_be_one(self) -> None:
         for key in ("", "  ", "two\nlines", "schlüssel"):
             with pytest.raises(UserError, match="environment variable NAME") as error:
-                Teacher(config(key_variable="NAME"), {"NAME": key})
+                client(config(key_variable="NAME"), {"NAME": key})
             assert key not in str(error.value) or not key.strip()
 
     def test_the_key_in_place_of_its_name_is_not_shown(self) -> None:
         for key in (KEY, "0123456789abcdef0123456789abcdef"):
             with pytest.raises(UserError, match="is the name of an environment variable") as error:
-                Teacher(config(key_variable=key), {})
+                client(config(key_variable=key), {})
             assert key not in str(error.value)
 
     def test_no_key_goes_where_none_was_named(self, server: SimulatedTeacher) -> None:

@@ -1,4 +1,4 @@
-"""The append-only record of what a teacher was asked, what it answered and what that cost. Never imports mlx.
+"""The append-only record of what a model was asked, what it answered and what that cost. Never imports mlx.
 
 Invariant: a request is sent only after an ``asked`` line for it is on disk, and an answer counts only once its own
 line is. So at whatever moment the process dies, no answer on disk is asked for again, and what was spent is never

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mlx_sumrl.data.distillation.ledger import Ledger, Spent
+from mlx_sumrl.endpoint.ledger import Ledger, Spent
 from mlx_sumrl.errors import UserError
 
 IDENTITY = {"model": "m", "temperature": 0.0}

@@ -11,15 +11,45 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
 
-from mlx_sumrl.config import DistillConfig
-from mlx_sumrl.data.distillation.budget import Budget, CapReachedError, Held
-from mlx_sumrl.data.distillation.ledger import Ledger, Spent
-from mlx_sumrl.data.distillation.questions import Instructions, Question
-from mlx_sumrl.data.distillation.teacher import FailedAttemptError, RefusedRowError, Reply, Teacher
+from mlx_sumrl.config import AskingConfig
+from mlx_sumrl.endpoint.budget import Budget, CapReachedError, Held
+from mlx_sumrl.endpoint.client import Endpoint, FailedAttemptError, Message, RefusedRowError, Reply
+from mlx_sumrl.endpoint.ledger import Ledger, Spent
 from mlx_sumrl.errors import UserError
+
+
+class Question(Protocol):
+    """One answer that is wanted."""
+
+    @property
+    def key(self) -> str:
+        """What its answer is kept under."""
+        ...
+
+    @property
+    def row(self) -> str:
+        """Where it comes from, for people."""
+        ...
+
+
+QuestionT = TypeVar("QuestionT", bound=Question)
+AnyQuestion = TypeVar("AnyQuestion", bound=Question, contravariant=True)
+
+
+class Wording(Protocol[AnyQuestion]):
+    """How questions are put, and what is kept of them beside their answers."""
+
+    def messages(self, question: AnyQuestion) -> list[Message]:
+        """What is sent."""
+        ...
+
+    def record(self, question: AnyQuestion, reply: Reply) -> Mapping[str, Any]:
+        """What the ledger keeps beside key, text, usage and cost."""
+        ...
 
 
 @dataclass(slots=True)
@@ -63,15 +93,15 @@ class Stop:
             pass
 
 
-class Asking:
-    """One run over the questions."""
+class Asking(Generic[QuestionT]):
+    """One run over the questions, or several one after the other."""
 
     def __init__(
         self,
-        config: DistillConfig,
-        teacher: Teacher,
+        config: AskingConfig,
+        endpoint: Endpoint,
         ledger: Ledger,
-        instructions: Instructions,
+        wording: Wording[QuestionT],
         stop: Stop,
         show: Callable[[Asked, Spent], None] = lambda asked, spent: None,
         tell: Callable[[str], None] = lambda text: None,
@@ -83,9 +113,9 @@ class Asking:
         seconds of `clock`; `jitter` draws from [0, 1).
         """
         self._config = config
-        self._teacher = teacher
+        self._endpoint = endpoint
         self._ledger = ledger
-        self._instructions = instructions
+        self._wording = wording
         self._stop = stop
         self._show = show
         self._tell = tell
@@ -102,7 +132,7 @@ class Asking:
         self._reached = False
         """Whether the server has answered anything yet."""
 
-    async def run(self, questions: Sequence[Question]) -> Asked:
+    async def run(self, questions: Sequence[QuestionT]) -> Asked:
         """Ask what is open.
 
         Raises:
@@ -136,20 +166,20 @@ class Asking:
         if self.asked.failed and not self._ledger.answers and not self._stop.event.is_set():
             reasons = ", ".join(f"{n} x {why}" for why, n in self.asked.failed.most_common())
             raise UserError(
-                f"{self._teacher.host} has answered none of {self.asked.total} questions: "
+                f"{self._endpoint.host} has answered none of {self.asked.total} questions: "
                 f"{_with_detail(reasons, self._detail)}; mend that, then run the same command again"
             )
         if self._stop.event.is_set() and self.asked.done + self.asked.failed.total() < self.asked.total:
             self.asked.stopped = self._stop.why
         return self.asked
 
-    async def _work(self, waiting: Iterator[Question]) -> None:
+    async def _work(self, waiting: Iterator[QuestionT]) -> None:
         for question in waiting:
             if self._stop.event.is_set():
                 return
             await self._settle(question)
 
-    async def _settle(self, question: Question) -> None:
+    async def _settle(self, question: QuestionT) -> None:
         """Ask until it is answered, given up, or the run stops."""
         try:
             answered = await self._attempts(question)
@@ -161,9 +191,9 @@ class Asking:
         except FailedAttemptError as error:
             if not self._reached and question.key not in self._failed_before:
                 raise UserError(
-                    f"{self._teacher.host} has answered nothing in {self._config.retry.attempts} attempts: "
-                    f"{_with_detail(str(error), error.detail)}; mend that, or correct --teacher, then run the same "
-                    "command again"
+                    f"{self._endpoint.host} has answered nothing in {self._config.retry.attempts} attempts: "
+                    f"{_with_detail(str(error), error.detail)}; mend that, or correct "
+                    f"{self._endpoint.named}, then run the same command again"
                 ) from None
             await self._give_up(question, str(error), error.detail, refused=False)
         else:
@@ -174,21 +204,22 @@ class Asking:
             self.asked.done += 1
         self._show(self.asked, self._ledger.spent)
 
-    async def _give_up(self, question: Question, why: str, detail: str, *, refused: bool) -> None:
+    async def _give_up(self, question: QuestionT, why: str, detail: str, *, refused: bool) -> None:
         self.asked.failed[why] += 1
         self._detail = detail or self._detail
         self._failed_in_a_row += 1
-        await self._ledger.fail(question.key, question.document.row, why, refused=refused)
+        await self._ledger.fail(question.key, question.row, why, refused=refused)
         if self._failed_in_a_row >= self._config.retry.failures_in_a_row:
             raise UserError(
-                f"{self._failed_in_a_row} rows in a row failed at {self._teacher.host}, the last for "
-                f"{_with_detail(why, detail)}: mend that, or raise --retry.failures_in_a_row, then run the same "
-                "command again; answers that came are kept"
+                f"{self._failed_in_a_row} rows in a row failed at {self._endpoint.host}, the last for "
+                f"{_with_detail(why, detail)}: mend that, or raise "
+                f"{self._endpoint.option('retry.failures_in_a_row')}, then run the same command again; "
+                "answers that came are kept"
             )
 
-    async def _attempts(self, question: Question) -> bool:
+    async def _attempts(self, question: QuestionT) -> bool:
         """Whether it was answered; False: the run stops. Raises what the last attempt failed for."""
-        messages = self._instructions.messages(question.document)
+        messages = self._wording.messages(question)
         size = sum(len(one["content"].encode("utf-8", "replace")) for one in messages)
         for attempt in range(1, self._config.retry.attempts + 1):
             while (quiet := self._not_before - self._clock()) > 0 and not self._stop.event.is_set():
@@ -201,9 +232,9 @@ class Asking:
                 if self._stop.event.is_set():
                     return False
                 actual = held.worst  # from here on it may have been billed
-                number = await self._ledger.ask(question.key, question.document.row, held.worst, held.base)
+                number = await self._ledger.ask(question.key, question.row, held.worst, held.base)
                 try:
-                    reply = await self._teacher.complete(messages)
+                    reply = await self._endpoint.complete(messages)
                 except FailedAttemptError as error:
                     if error.billed:
                         self._ledger.lose(number, str(error))
@@ -235,34 +266,30 @@ class Asking:
         self.asked.attempts_failed[str(error)] += 1
         if not self._reached and str(error) == "no connection":
             raise UserError(
-                f"no server answers at {self._teacher.host} ({error.detail}): start it, or correct --teacher"
+                f"no server answers at {self._endpoint.host} ({error.detail}): start it, or correct "
+                f"{self._endpoint.named}"
             )
         if error.retry_after is None:
             return
         if error.retry_after > self._config.retry.longest_retry_after_s:
             raise UserError(
-                f"{self._teacher.host} asks to come back in {error.retry_after:.0f} s ({error}): run the same command "
-                "again then, or raise --retry.longest_retry_after_s; answers that came are kept"
+                f"{self._endpoint.host} asks to come back in {error.retry_after:.0f} s ({error}): run the same command "
+                f"again then, or raise {self._endpoint.option('retry.longest_retry_after_s')}; "
+                "answers that came are kept"
             )
         self._not_before = max(self._not_before, self._clock() + error.retry_after)
 
-    async def _keep(self, question: Question, number: int, reply: Reply, held: Held) -> Spent:
+    async def _keep(self, question: QuestionT, number: int, reply: Reply, held: Held) -> Spent:
         """Put an answer on disk; what it cost."""
         worst = held.worst
         prompt, completion = reply.usage or (worst.prompt_tokens, worst.completion_tokens)
         spent = Spent(prompt, completion, self._config.price.of(prompt, completion))
-        document = question.document
         await self._ledger.answer(
             number,
             {
                 "key": question.key,
-                "id": document.id,
-                "source": document.source,
-                "row": document.row,
-                "order": document.order,
-                "sample": question.sample,
-                "document": document.text,
-                "language": document.language,
+                "row": question.row,
+                **self._wording.record(question, reply),
                 "text": reply.text,
                 "reasoning": reply.reasoning,
                 "finish_reason": reply.finish_reason,
@@ -274,13 +301,13 @@ class Asking:
                 "cost": spent.cost,
                 "model": reply.model,
                 "response_id": reply.response_id,
-                "endpoint": self._teacher.host,
+                "endpoint": self._endpoint.host,
             },
         )
         return spent
 
 
-def waiting_time(config: DistillConfig, attempt: int, retry_after: float | None, jitter: float) -> float:
+def waiting_time(config: AskingConfig, attempt: int, retry_after: float | None, jitter: float) -> float:
     """Seconds to wait after attempt number `attempt` (from 1) failed; `jitter` from [0, 1).
 
     Exponential back-off with full jitter (Brooker, "Exponential Backoff And Jitter", AWS 2015): a random part of a

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_sumrl.config import DistillConfig
-from mlx_sumrl.data.distillation.budget import TEMPLATE_TOKENS, Budget, CapReachedError, Held
-from mlx_sumrl.data.distillation.ledger import Spent
+from mlx_sumrl.endpoint.budget import TEMPLATE_TOKENS, Budget, CapReachedError, Held
+from mlx_sumrl.endpoint.ledger import Spent
 
 
 def config(**changes: object) -> DistillConfig:

@@ -1,4 +1,4 @@
-"""What distilling shows while it works: one live line on a terminal, plain lines elsewhere. Never imports mlx."""
+"""What asking shows while it works: one live line on a terminal, plain lines elsewhere. Never imports mlx."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
 
-from mlx_sumrl.data.distillation.asking import Asked
-from mlx_sumrl.data.distillation.ledger import Spent
+from mlx_sumrl.endpoint.asking import Asked
+from mlx_sumrl.endpoint.ledger import Ledger, Spent
 from mlx_sumrl.reporting.progress import duration
 
 
@@ -33,7 +33,23 @@ def line(asked: Asked, spent: Spent, seconds: float) -> str:
     return "  ".join(parts)
 
 
-class DistillProgress:
+def spent_line(ledger: Ledger) -> str:
+    """What the ledger's answers took, and what may have been billed besides."""
+    spent, uncertain = ledger.spent, ledger.uncertain
+    text = f"spent: {spent.prompt_tokens:,} prompt and {spent.completion_tokens:,} completion tokens"
+    if spent.cost:
+        text += f", cost {spent.cost:.4g}"
+    if ledger.asks_without_outcome:
+        asks = ledger.asks_without_outcome
+        text += (
+            f"; {asks:,} {'request' if asks == 1 else 'requests'} ended without an answer and may have been billed: at "
+            f"most {uncertain.tokens:,} tokens"
+        )
+        text += f", cost {uncertain.cost:.4g}" if uncertain.cost else ""
+    return text
+
+
+class AskingProgress:
     """Told how a run goes; a context manager."""
 
     def __init__(
@@ -42,12 +58,15 @@ class DistillProgress:
         self._console = console
         self._every_seconds = every_seconds
         self._clock = clock
-        self._begun = self._written = clock()
+        self._begun = self._written = self._round_begun = clock()
+        self._asked: Asked | None = None
         self._rich: RichProgress | None = None
         self._task = TaskID(0)
 
     def show(self, asked: Asked, spent: Spent) -> None:
-        """A question is over."""
+        """A question is over; another `asked` is another round of questions, with a rate of its own."""
+        if asked is not self._asked:
+            self._asked, self._begun = asked, self._round_begun
         text = line(asked, spent, self._clock() - self._begun)
         over = asked.done + asked.failed.total()
         if self._rich is not None:
@@ -55,6 +74,8 @@ class DistillProgress:
         elif over >= asked.total or self._clock() - self._written >= self._every_seconds:
             self._written = self._clock()
             self.note(f"{over}/{asked.total}  {text}")
+        if over >= asked.total:
+            self._round_begun = self._clock()
 
     def note(self, text: str) -> None:
         """A line of its own."""

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from mlx_sumrl.config import DistillConfig
-from mlx_sumrl.data.distillation.asking import Asked, Asking, Stop
 from mlx_sumrl.data.distillation.documents import Document
-from mlx_sumrl.data.distillation.ledger import Ledger
 from mlx_sumrl.data.distillation.questions import Instructions, identity
-from mlx_sumrl.data.distillation.teacher import Teacher
+from mlx_sumrl.endpoint.asking import Asked, Asking, Stop
+from mlx_sumrl.endpoint.client import Endpoint
+from mlx_sumrl.endpoint.ledger import Ledger
 from mlx_sumrl.errors import UserError
 
 from .simulated_teacher import MODEL, Script, SimulatedTeacher
@@ -59,7 +59,7 @@ class Run:
             instructions = Instructions(self.config)
             self.stop = Stop()
             await ledger.plan_for({})
-            async with Teacher(self.config, {}) as teacher:
+            async with Endpoint(self.config, self.server.url, named="teacher", environment={}) as teacher:
                 asking = Asking(
                     self.config,
                     teacher,

@@ -1,4 +1,4 @@
-"""ROUGE-1, -2 and -L of a text against its reference (Lin 2004, "ROUGE: A Package for Automatic Evaluation of
+"""ROUGE-1, -2, -L and -Lsum of a text against its reference (Lin 2004, "ROUGE: A Package for Automatic Evaluation of
 Summaries"), F1 and recall, by rouge-score with Porter stemming.
 
 Recall is reported beside F1 because a length that is asked for may be far from that of the references: a
@@ -19,7 +19,9 @@ from functools import cache, lru_cache
 from nltk.stem.porter import PorterStemmer
 from rouge_score.rouge_scorer import RougeScorer
 
-_KINDS = ("rouge1", "rouge2", "rougeL")
+from mlx_sumrl.metrics.sentences import sentences
+
+_KINDS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 ROUGE_NAMES = (*_KINDS, *(f"{kind}_recall" for kind in _KINDS))
 """Keys of `rouge`: F1 under the bare name, recall with a suffix."""
 
@@ -77,22 +79,29 @@ def space_characters(text: str) -> str:
 
 
 def rouge_scorer(*kinds: str) -> RougeScorer:
-    """A rouge-score scorer (``rouge1``, ``rouge2``, ``rougeL``) with stemming and `RougeTokenizer`."""
+    """A rouge-score scorer (``rouge1``, ``rouge2``, ``rougeL``; ``rougeLsum`` of lines), stemming, `RougeTokenizer`."""
     return RougeScorer(list(kinds), tokenizer=RougeTokenizer())
 
 
 @cache
 def _scorer() -> RougeScorer:
-    return rouge_scorer(*_KINDS)
+    return rouge_scorer(*_KINDS[:3])
+
+
+@cache
+def _summary_scorer() -> RougeScorer:
+    return rouge_scorer("rougeLsum")
 
 
 def rouge(text: str, reference: str) -> dict[str, float]:
     """ROUGE F1 and recall (Lin 2004) with Porter stemming, keys `ROUGE_NAMES`, values in [0, 1].
 
     Latin words as rouge-score splits them, Chinese, Japanese, Korean and Thai by character; see
-    `RougeTokenizer`. ROUGE-L takes each text as one sequence, without splitting it into sentences.
+    `RougeTokenizer`. ROUGE-L takes each text as one sequence; ROUGE-Lsum sentence by sentence (`sentences`): for each
+    sentence of the reference the union of what it has in common with each of the text's.
     """
     scores = _scorer().score(reference, text)
+    scores |= _summary_scorer().score(*("\n".join(sentences(one)) for one in (reference, text)))
     return {kind: float(scores[kind].fmeasure) for kind in _KINDS} | {
         f"{kind}_recall": float(scores[kind].recall) for kind in _KINDS
     }

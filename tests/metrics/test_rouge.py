@@ -16,9 +16,11 @@ def test_by_hand():
             "rouge1": 2 * 3 / (4 + 6),
             "rouge2": 2 * 1 / (3 + 5),
             "rougeL": 2 * 3 / (4 + 6),
+            "rougeLsum": 2 * 3 / (4 + 6),
             "rouge1_recall": 3 / 6,
             "rouge2_recall": 1 / 5,
             "rougeL_recall": 3 / 6,
+            "rougeLsum_recall": 3 / 6,
         }
     )
     assert set(ROUGE_NAMES) == set(found)

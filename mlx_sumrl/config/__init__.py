@@ -18,7 +18,13 @@ from mlx_sumrl.config.distill import (
 )
 from mlx_sumrl.config.long_documents import LongDocumentsConfig
 from mlx_sumrl.config.masking import MaskingConfig, ReasoningConfig
-from mlx_sumrl.config.named_run import CheckpointConfig, CurvesConfig, ExportConfig
+from mlx_sumrl.config.named_run import (
+    CheckpointConfig,
+    CurvesConfig,
+    ExportConfig,
+    TrackerName,
+    TrackingConfig,
+)
 from mlx_sumrl.config.policy import (
     DEFAULT_DTYPE,
     REFERENCE_BITS,
@@ -111,5 +117,7 @@ __all__ = [
     "SupervisedConfig",
     "TeacherSourceConfig",
     "TinyModelConfig",
+    "TrackerName",
+    "TrackingConfig",
     "UntilConfig",
 ]

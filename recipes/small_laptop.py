@@ -25,8 +25,8 @@ from rich.table import Table
 from mlx_sumrl.config import PolicyConfig, SmallLaptopConfig
 from mlx_sumrl.data.examples import config_rows, load_examples
 from mlx_sumrl.evaluation.evaluate import evaluate
-from mlx_sumrl.evaluation.intervals import Difference, compare
 from mlx_sumrl.evaluation.results import Evaluation
+from mlx_sumrl.evaluation.statistics import Difference, compare
 from mlx_sumrl.options.command_line import exit_code_of, parse_command
 from mlx_sumrl.policy.loading import load_policy
 from mlx_sumrl.policy.policy import Policy

@@ -7,6 +7,7 @@ A run is described by one `RunConfig`: a YAML file, then command-line options ov
 from __future__ import annotations
 
 from mlx_sumrl.config.answer import AnswerConfig
+from mlx_sumrl.config.comparison import ComparisonConfig, IntervalConfig, RowTest
 from mlx_sumrl.config.data import DataConfig, GrammarConfig
 from mlx_sumrl.config.distill import (
     AnswerFilterConfig,
@@ -17,7 +18,13 @@ from mlx_sumrl.config.distill import (
 )
 from mlx_sumrl.config.long_documents import LongDocumentsConfig
 from mlx_sumrl.config.masking import MaskingConfig, ReasoningConfig
-from mlx_sumrl.config.named_run import CheckpointConfig, CurvesConfig, ExportConfig
+from mlx_sumrl.config.named_run import (
+    CheckpointConfig,
+    CurvesConfig,
+    ExportConfig,
+    TrackerName,
+    TrackingConfig,
+)
 from mlx_sumrl.config.policy import (
     DEFAULT_DTYPE,
     REFERENCE_BITS,
@@ -39,7 +46,7 @@ from mlx_sumrl.config.rewards import GateConfig, RewardConfig
 from mlx_sumrl.config.rollouts import DEFAULT_LENGTH_UNIT, LengthConfig, LengthUnit, SamplingConfig
 from mlx_sumrl.config.room import Room
 from mlx_sumrl.config.run import EvaluationConfig, ReportingConfig, RunConfig
-from mlx_sumrl.config.small_laptop import ComparisonConfig, QuantizeRoom, SmallLaptopConfig
+from mlx_sumrl.config.small_laptop import BeforeAfterConfig, QuantizeRoom, SmallLaptopConfig
 from mlx_sumrl.config.stages import STEP_METRICS, StageConfig, UntilConfig
 from mlx_sumrl.config.structured import Decoding, StructuredConfig
 from mlx_sumrl.config.supervised import (
@@ -59,6 +66,7 @@ __all__ = [
     "STEP_METRICS",
     "AnswerConfig",
     "AnswerFilterConfig",
+    "BeforeAfterConfig",
     "CheckpointConfig",
     "ComparisonConfig",
     "CurvesConfig",
@@ -74,6 +82,7 @@ __all__ = [
     "GateConfig",
     "GrammarConfig",
     "GrpoConfig",
+    "IntervalConfig",
     "LengthConfig",
     "LengthUnit",
     "LongDocumentsConfig",
@@ -92,6 +101,7 @@ __all__ = [
     "RetryConfig",
     "RewardConfig",
     "Room",
+    "RowTest",
     "RunConfig",
     "SamplingConfig",
     "SftConfig",
@@ -107,5 +117,7 @@ __all__ = [
     "SupervisedConfig",
     "TeacherSourceConfig",
     "TinyModelConfig",
+    "TrackerName",
+    "TrackingConfig",
     "UntilConfig",
 ]

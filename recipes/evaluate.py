@@ -3,8 +3,10 @@
     python -m recipes.evaluate --model runs/quickstart/export/model --data.evaluation posts.jsonl
     python -m recipes.evaluate --model M --adapter A --data.evaluation rows.jsonl --out result.json
     python -m recipes.evaluate --model M --data.evaluation rows.jsonl --force_length 64
+    python -m recipes.evaluate --predictions P.jsonl --references R.jsonl
 
-The last is the length-matched baseline: stop tokens are forbidden before that length and the text is cut there.
+The last needs no model: see `recipes.evaluate_predictions`. The one before is the length-matched baseline: stop
+tokens are forbidden before that length and the text is cut there.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from mlx_sumrl.evaluation.table import comparison_table
 from mlx_sumrl.options.command_line import exit_code_of, parse
 from mlx_sumrl.reporting.progress import make_progress
 from mlx_sumrl.rollouts import LocalSampler, Sampling
+from recipes import evaluate_predictions
 from recipes.given_model import GivenModel
 
 DESCRIPTION = "Evaluate a model on held-out rows: length, ROUGE, METEOR."
@@ -40,6 +43,10 @@ class EvaluateConfig(GivenModel):
     """Prompts decoded at once."""
     out: Path | None = None
     """Write summary and rows as JSON here."""
+    predictions: Path | None = None
+    """Score this file of JSON answers in place of a model's; `--predictions P --help` lists its options."""
+    references: Path | None = None
+    """What they should have been."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -50,6 +57,8 @@ class EvaluateConfig(GivenModel):
 
 def main() -> None:
     """Load, evaluate, print, write."""
+    if evaluate_predictions.asked_for(sys.argv[1:]):
+        return evaluate_predictions.main()
     config = parse(EvaluateConfig, prog="python -m recipes.evaluate", description=DESCRIPTION)
     limit = config.force_length or config.max_tokens
     policy, data, length = config.loaded(limit)

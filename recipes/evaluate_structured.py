@@ -19,12 +19,13 @@ from pydantic import Field, model_validator
 from rich.console import Console
 
 from mlx_sumrl.config import Decoding, EvaluationConfig, MaskingConfig, StructuredConfig
+from mlx_sumrl.config.matching import MatchingConfig
 from mlx_sumrl.data.answer_schema import AnswerSchema, load_schema
 from mlx_sumrl.data.examples import config_rows
 from mlx_sumrl.data.structured_examples import load_structured
 from mlx_sumrl.errors import UserError
 from mlx_sumrl.evaluation.structured import StructuredEvaluation, evaluate_structured
-from mlx_sumrl.evaluation.structured_table import field_table, structured_table
+from mlx_sumrl.evaluation.structured_table import field_tables, structured_table, summary_table
 from mlx_sumrl.options.command_line import exit_code_of, parse
 from mlx_sumrl.policy.policy import Policy
 from mlx_sumrl.reporting.progress import make_progress
@@ -38,7 +39,7 @@ WARM_UP = 4
 """Tokens drawn before the clock starts: the first ones compile kernels, and are not the first decoding's own cost."""
 
 
-class EvaluateStructuredConfig(GivenModel):
+class EvaluateStructuredConfig(GivenModel, MatchingConfig):
     """What to evaluate, on what."""
 
     structured: StructuredConfig
@@ -87,9 +88,14 @@ def main() -> None:
                 config.batch_size,
                 config.seed,
                 progress=lambda done, total: progress.update(done, {}),
+                matching=config,
             )
     console.print(structured_table(results, f"{len(loaded.examples)} rows, {schema.name}"))
-    console.print(field_table(results))
+    scores = {name: result.scores for name, result in results.items()}
+    scores |= next(iter(results.values())).baselines  # the same for all: they know the references only
+    console.print(summary_table(scores))
+    for table in field_tables(scores):
+        console.print(table)
     _report_failures(console, results)
     if config.out:
         _write(config.out, {name: result.to_json() for name, result in results.items()})

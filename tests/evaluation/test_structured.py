@@ -8,12 +8,13 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
+from rich.table import Table
 
 from mlx_sumrl.data.answer_schema import AnswerSchema
 from mlx_sumrl.evaluation.structured import evaluate_structured, score_structured
 from mlx_sumrl.evaluation.structured_answer import read_answer
 from mlx_sumrl.evaluation.structured_fields import field_scores, macro_f1, micro_f1
-from mlx_sumrl.evaluation.structured_table import field_table, structured_table
+from mlx_sumrl.evaluation.structured_table import field_tables, structured_table, summary_table
 from mlx_sumrl.rollouts.types import Group, Sampling
 
 SCHEMA = AnswerSchema(
@@ -116,6 +117,9 @@ def test_odd_values_are_compared_as_they_are() -> None:
     empty = field_scores([{"f": []}], [{"f": []}])["f"]
     assert (empty.f1, empty.precision, empty.recall, empty.exact) == (1, 1, 1, 1)
     assert field_scores([["a", "b"]], [["b"]])["answer"].f1 == pytest.approx(2 / 3)
+    nothing = field_scores([{"f": ["a"]}, {"f": []}], [{"f": []}, {}])["f"]
+    assert (nothing.precision, nothing.recall, nothing.f1, nothing.jaccard) == (0, 0, 0, 0)
+    assert (nothing.precision_mean, nothing.f1_mean, nothing.exact, nothing.answered) == (0, 0, 0, 0.5)
     with pytest.raises(ValueError, match="1 references and 0 answers"):
         field_scores([1], [])
 
@@ -136,6 +140,12 @@ def test_the_summary(groups: list[Group]) -> None:
         {
             "rows": 4,
             "valid": 0.25,
+            "exact_match": 0.25,
+            # tags: all of one row, the half of another, nothing of two that cannot be used
+            "precision": 2 / 4,
+            "recall": 1.5 / 4,
+            "f1": (1 + 2 / 3) / 4,
+            "jaccard": 1.5 / 4,
             "repaired": 0.25,
             "around": 0.25,
             "several": 0,
@@ -166,5 +176,13 @@ def test_evaluating_asks_the_sampler_and_measures_its_speed(groups: list[Group])
     columns = structured_table({"free": result}).columns
     cells = {str(column.header): next(iter(column.cells)) for column in columns}
     assert (cells["valid"], cells["cut"], cells["micro"]) == ("25.0", "25.0", "61.5")
-    rows = [list(column.cells) for column in field_table({"free": result}).columns]
-    assert rows == [["score", "tags"], ["66.7 (50.0)", "57.1 (25.0)"]]
+    assert lines_of(field_tables({"free": result.scores})[0])["  free"] == [
+        *("50.0", "37.5", "41.7", "57.1", "37.5", "25.0", "0.0"),
+    ]
+    assert lines_of(summary_table({"free": result.scores}))["free"][:2] == ["25.0", "25.0"]
+
+
+def lines_of(table: Table) -> dict[str, list[str]]:
+    """First cell of each line -> the others."""
+    cells = [list(column.cells) for column in table.columns]
+    return {str(first): [str(one) for one in rest] for first, *rest in zip(*cells, strict=True)}

@@ -73,6 +73,8 @@ class NamedRunConfig(Room):
     """One seed gives one run, bit for bit, on one machine."""
     curves: CurvesConfig = CurvesConfig()
     reporting: TrackingConfig = TrackingConfig()
+    report: bool = True
+    """Write report.html when the run ends; `python -m recipes.compare runs/NAME` does it later, too."""
 
     @property
     def folder(self) -> Path:

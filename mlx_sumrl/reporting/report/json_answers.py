@@ -1,0 +1,76 @@
+"""What files of structured answers say, in one shape for the figures. Never imports mlx."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+VALIDITY = ("valid", "repaired", "around", "several", "absent", "unfinished", "missing")
+"""Shares that a summary may hold, in the order of the bars."""
+
+
+@dataclass(frozen=True)
+class FieldNumbers:
+    """How right one field is."""
+
+    precision: float
+    recall: float
+    f1: float
+
+
+@dataclass(frozen=True)
+class JsonAnswers:
+    """One evaluation of JSON answers."""
+
+    rows: int
+    validity: Mapping[str, float]
+    """Share of the answers, by name of `VALIDITY`."""
+    fields: Mapping[str, FieldNumbers] = field(default_factory=dict)
+    errors: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """Number field -> answer minus reference, row by row."""
+    consistency: Mapping[str, float] = field(default_factory=dict)
+    """Field -> how much its samples of one row differ; 0 where all are the same."""
+
+
+def read_json_answers(content: Mapping[str, Any]) -> JsonAnswers | None:
+    """What one evaluation's JSON says; None where it is none of structured answers."""
+    fields, summary = content.get("fields"), content.get("summary")
+    if not isinstance(fields, Mapping) or not isinstance(summary, Mapping):
+        return None
+    found = {name: numbers for name, one in fields.items() if (numbers := _numbers(one)) is not None}
+    return JsonAnswers(
+        rows=int(summary.get("rows", 0)),
+        validity={name: float(summary[name]) for name in VALIDITY if _is_number(summary.get(name))},
+        fields=found,
+        errors={name: errors for name, one in fields.items() if (errors := _errors(one))},
+        consistency=_consistency(content),
+    )
+
+
+def _numbers(one: Any) -> FieldNumbers | None:
+    if not isinstance(one, Mapping) or not all(
+        _is_number(one.get(name)) for name in ("precision", "recall", "f1")
+    ):
+        return None
+    return FieldNumbers(float(one["precision"]), float(one["recall"]), float(one["f1"]))
+
+
+def _errors(one: Any) -> tuple[float, ...]:
+    errors = one.get("errors") if isinstance(one, Mapping) else None
+    if not isinstance(errors, list | tuple):
+        return ()
+    return tuple(float(value) for value in errors if _is_number(value))
+
+
+def _consistency(content: Mapping[str, Any]) -> dict[str, float]:
+    held = content.get("consistency")
+    if not isinstance(held, Mapping):
+        return {}
+    return {str(name): float(value) for name, value in held.items() if _is_number(value)}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value))

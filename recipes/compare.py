@@ -124,11 +124,11 @@ def pair_table(pair: tuple[str, str], found: Sequence[Comparison]) -> Table:
         title_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 0, 0, 1),
-        caption="scores and shares × 100; p after Holm's correction",
+        caption="scores and shares × 100; verdicts after Holm's correction",
         caption_justify="left",
     )
     table.add_column("metric", no_wrap=True)
-    for header in ("base", "other", "change", "interval", "p"):
+    for header in ("base", "other", "change", "interval"):
         table.add_column(header, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     for one in found:
@@ -139,7 +139,6 @@ def pair_table(pair: tuple[str, str], found: Sequence[Comparison]) -> Table:
             number(one.other_mean, one.metric),
             number(one.difference, one.metric),
             " … ".join(number(end, one.metric) for end in ends) or "-",
-            "<.001" if one.p_holm < 0.001 else f"{one.p_holm:.3f}",
             one.verdict,
         )
     return table

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mlx_sumrl.reporting.report.bars import bars, fill
-from mlx_sumrl.reporting.report.json_answers import VALIDITY
+from mlx_sumrl.reporting.report.json_answers import VALIDITY, JsonAnswers
 from mlx_sumrl.reporting.report.material import Material
 from mlx_sumrl.reporting.report.palette import WIDTH, drawing, look
 from mlx_sumrl.reporting.report.picture import Picture
-from mlx_sumrl.reporting.report.wording import listed, percent, plain, short
+from mlx_sumrl.reporting.report.wording import listed, percent, plain, short, unit_of
 
+BINS = 24
 PARTS = ("f1", "precision", "recall")
 PART_TITLES = {"f1": "F1", "precision": "Precision", "recall": "Recall"}
 VALIDITY_TITLES = {
@@ -69,6 +71,8 @@ def fields(material: Material) -> Picture | None:
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=3)
     worst = []
     for who, one in answers.items():
+        if who not in looking(material):
+            continue
         name = min(one, key=lambda field: one[field].f1)
         worst.append(f"{who} does worst on {name} (F1 {percent(one[name].f1)})")
     return Picture(
@@ -83,7 +87,7 @@ def fields(material: Material) -> Picture | None:
 
 def numeric_errors(material: Material) -> Picture | None:
     """How far numbers are off, row by row, a panel for each field."""
-    answers = {name: one.errors for name, one in material.json_answers.items() if one.errors}
+    answers = {name: one.errors for name, one in looking(material).items() if one.errors}
     names = list(dict.fromkeys(name for one in answers.values() for name in one))
     if not names:
         return None
@@ -95,7 +99,7 @@ def numeric_errors(material: Material) -> Picture | None:
         for axes, name in zip(panels, names, strict=True):
             held = {who: np.array(one[name]) for who, one in answers.items() if name in one}
             everything = np.concatenate(list(held.values()))
-            edges = np.histogram_bin_edges(everything, bins=min(24, max(len(np.unique(everything)), 4)))
+            edges = _edges(everything)
             for place, (who, errors) in enumerate(held.items()):
                 style = look(place)
                 axes.hist(
@@ -110,7 +114,7 @@ def numeric_errors(material: Material) -> Picture | None:
                 )
             axes.set_title(name)
             axes.set_ylabel("answers, percent")
-            axes.set_xlabel(f"answer minus reference, in {name}’s own unit")
+            axes.set_xlabel(f"answer minus reference, {unit_of(name)}")
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=3)
     said = [
         f"{who}, {name}: off by {plain(float(np.abs(errors).mean()))} on average, median error "
@@ -125,3 +129,18 @@ def numeric_errors(material: Material) -> Picture | None:
         f"Histograms of answer minus reference for {listed(names)}",
         figure,
     )
+
+
+def looking(material: Material) -> dict[str, JsonAnswers]:
+    """Answers of those that looked at the documents."""
+    blind = {name for one in material.json_answers.values() for name in one.blind}
+    return {name: one for name, one in material.json_answers.items() if name not in blind}
+
+
+def _edges(errors: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Whole numbers get bins of whole numbers."""
+    span = float(np.ptp(errors))
+    if np.array_equal(errors, np.round(errors)):
+        width = max(-(-span // BINS), 1.0)
+        return np.arange(errors.min() - 0.5, errors.max() + width + 0.5, width)
+    return np.linspace(errors.min(), errors.max(), BINS + 1)

@@ -12,7 +12,7 @@ from mlx_sumrl.evaluation.statistics.correlation import correlations
 from mlx_sumrl.reporting.report.material import Material
 from mlx_sumrl.reporting.report.palette import WIDTH, drawing, light, look
 from mlx_sumrl.reporting.report.picture import Picture
-from mlx_sumrl.reporting.report.wording import is_share, number, plain, short, title_of
+from mlx_sumrl.reporting.report.wording import is_share, number, plain, short, title_of, unit_of
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -27,6 +27,8 @@ CORRELATED = (
     *("judge_faithfulness", "judge_coverage", "judge_conciseness", "judge_clarity", "judge_composite"),
 )
 """Metrics that are held against each other."""
+MANY = 9
+"""Metrics from which a grid needs more room than a telephone has."""
 COLLAPSED = 0.7
 """From which two metrics say nearly the same."""
 
@@ -42,7 +44,7 @@ def effects(material: Material) -> Picture | None:
         if not is_share(one.metric):
             others.setdefault(one.metric, []).append(one)
     panels = [("difference, percentage points (score × 100)", 100.0, shares)] if shares else []
-    panels += [(f"difference, {title_of(name)}, its own unit", 1.0, those) for name, those in others.items()]
+    panels += [(f"difference, {unit_of(name)}", 1.0, those) for name, those in others.items()]
     pairs = list(dict.fromkeys((one.baseline, one.other) for one in held))
     with drawing():
         from matplotlib.figure import Figure
@@ -54,6 +56,7 @@ def effects(material: Material) -> Picture | None:
         for axes, (unit, scale, those) in zip(below, panels, strict=True):
             _forest(axes, those, pairs, scale, material)
             axes.set_xlabel(unit)
+            axes.locator_params(axis="x", nbins=6)
         handles: dict[str, Artist] = {}
         for axes in below:
             for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
@@ -220,6 +223,7 @@ def correlation(material: Material) -> Picture | None:
             f"{title_of(names[a])} and {title_of(names[b])} {plain(rho)}" for (a, b), rho in mean.items()
         ),
         _grid(titles[1:], titles[:-1], cells, slanted=True),
+        wide=len(names) > MANY,
     )
 
 
@@ -245,7 +249,7 @@ def _grid(
                     )
                 )
             if text:
-                axes.text(x, y, text, ha="center", va="center", fontsize=8.5 if len(columns) < 9 else 7)
+                axes.text(x, y, text, ha="center", va="center", fontsize=8.5 if len(columns) < MANY else 7)
         axes.set_xlim(-0.5, len(columns) - 0.5)
         axes.set_ylim(len(lines) - 0.5, -0.5)
         axes.set_yticks(range(len(lines)), lines)

@@ -12,6 +12,7 @@ from mlx_sumrl.config import ComparisonConfig
 from mlx_sumrl.errors import UserError
 from mlx_sumrl.evaluation.results import Evaluation
 from mlx_sumrl.evaluation.statistics.comparison import compare_all
+from mlx_sumrl.evaluation.statistics.paired_rows import shared_metrics
 from mlx_sumrl.reporting.report.json_answers import JsonAnswers
 from mlx_sumrl.reporting.report.material import Material, Subject
 from mlx_sumrl.reporting.report.sample_rows import answers_of_run, chosen_samples
@@ -22,6 +23,8 @@ TESTED = (
     "repetition",
 )
 """Metrics that are tested where none are named: every further one makes it harder to show any."""
+ANSWERS_TESTED = ("valid", "exact_match", "f1", "jaccard")
+"""The same of JSON answers; what each number is off by is tested, too."""
 NAMED = 3
 """Ids that a message names."""
 
@@ -85,6 +88,8 @@ def gather(given: Sequence[Given], wanted: Wanted, options: ComparisonConfig) ->
         metrics = _tested(material, wanted.metrics)
         results = {subject.name: subject.evaluations for subject in subjects}
         material = replace(material, comparisons=compare_all(results, baseline, metrics, options))
+    elif not subjects:
+        material = _answers_compared(material, wanted, options)
     samples = chosen_samples(material, wanted.samples)
     if not samples:
         samples = answers_of_run(sources, wanted.samples)
@@ -256,6 +261,25 @@ def _tested(material: Material, wanted: Sequence[str]) -> list[str]:
     return list(wanted) or material.metrics(*TESTED) or have
 
 
+def _answers_compared(material: Material, wanted: Wanted, options: ComparisonConfig) -> Material:
+    """The same for files of JSON answers."""
+    results = {name: [one.scored] for name, one in material.json_answers.items() if one.scored.rows}
+    if wanted.baseline is not None and wanted.baseline not in results:
+        raise UserError(
+            f"--baseline {wanted.baseline} is not among what is compared ({', '.join(results) or 'nothing'})"
+        )
+    if len(results) < 2:
+        return material
+    have = shared_metrics(results)
+    unknown = [name for name in wanted.metrics if name not in have]
+    if unknown:
+        raise UserError(f"--metrics {unknown[0]} is not in all that is compared; there are {', '.join(have)}")
+    usual = [name for name in have if name in ANSWERS_TESTED or name.endswith("/absolute_error")]
+    baseline = wanted.baseline or next(iter(results))
+    compared = compare_all(results, baseline, list(wanted.metrics) or usual or list(have), options)
+    return replace(material, baseline=baseline, comparisons=compared)
+
+
 def _json_answers(groups: Sequence[Sequence[Source]], labels: Sequence[str]) -> dict[str, JsonAnswers]:
     found = {}
     for group, label in zip(groups, labels, strict=True):
@@ -263,7 +287,8 @@ def _json_answers(groups: Sequence[Sequence[Source]], labels: Sequence[str]) -> 
             for name, one in source.json_answers.items():
                 part = name.removeprefix(source.name)
                 found[f"{label if len(group) == 1 else source.name}{part}"] = one
-    return found
+    blind = {name: held for one in found.values() for name, held in one.blind.items()}
+    return found | {name: held for name, held in blind.items() if name not in found}
 
 
 def _key(source: Source, sources: Sequence[Source]) -> str:

@@ -22,6 +22,21 @@ class FieldNumbers:
 
 
 @dataclass(frozen=True)
+class AnswerRow:
+    """One answer, as far as it is compared."""
+
+    id: str
+    metrics: Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class ScoredAnswers:
+    """The rows of one file; what statistics compare."""
+
+    rows: tuple[AnswerRow, ...]
+
+
+@dataclass(frozen=True)
 class JsonAnswers:
     """One evaluation of JSON answers."""
 
@@ -33,6 +48,10 @@ class JsonAnswers:
     """Number field -> answer minus reference, row by row."""
     consistency: Mapping[str, float] = field(default_factory=dict)
     """Field -> how much its samples of one row differ; 0 where all are the same."""
+    scored: ScoredAnswers = ScoredAnswers(())
+    """Where rows were scored one by one; of answers that never look at the document none are kept."""
+    blind: Mapping[str, JsonAnswers] = field(default_factory=dict)
+    """What answers that never look at the document would get, by what they always say."""
 
 
 def read_json_answers(content: Mapping[str, Any]) -> JsonAnswers | None:
@@ -40,14 +59,26 @@ def read_json_answers(content: Mapping[str, Any]) -> JsonAnswers | None:
     fields, summary = content.get("fields"), content.get("summary")
     if not isinstance(fields, Mapping) or not isinstance(summary, Mapping):
         return None
-    found = {name: numbers for name, one in fields.items() if (numbers := _numbers(one)) is not None}
+    named = {name: numbers for name, one in fields.items() if (numbers := _numbers(one)) is not None}
     return JsonAnswers(
         rows=int(summary.get("rows", 0)),
         validity={name: float(summary[name]) for name in VALIDITY if _is_number(summary.get(name))},
-        fields=found,
+        fields=named,
         errors={name: errors for name, one in fields.items() if (errors := _errors(one))},
         consistency=_consistency(content),
+        scored=_scored(content.get("rows")),
+        blind={
+            str(name): found
+            for name, held in (content.get("baselines") or {}).items()
+            if isinstance(held, Mapping) and (found := read_json_answers(held)) is not None
+        },
     )
+
+
+def _scored(rows: Any) -> ScoredAnswers:
+    if not isinstance(rows, list) or not all(isinstance(row, Mapping) and "metrics" in row for row in rows):
+        return ScoredAnswers(())
+    return ScoredAnswers(tuple(AnswerRow(str(row["id"]), row["metrics"]) for row in rows))
 
 
 def _numbers(one: Any) -> FieldNumbers | None:

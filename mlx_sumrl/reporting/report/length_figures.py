@@ -13,6 +13,12 @@ BINS = 36
 QUALITY = ("judge_composite", "bertscore_f1", "meteor", "rougeL", "rouge1", "chrf", "bleu")
 """The first of these that all have stands for quality."""
 
+BY_PRECISION = ("bertscore_f1", "meteor", "rougeL", "rouge1", "chrf", "bleu")
+FALLS = (
+    " It falls by length alone where more is asked for than the references have: the length-matched baseline shows "
+    "by how much."
+)
+
 
 def histogram(material: Material) -> Picture | None:
     """One panel for each subject, the asked length behind all."""
@@ -141,8 +147,7 @@ def tradeoff(material: Material) -> Picture | None:
     return Picture(
         "tradeoff",
         "Quality against length",
-        f"Means with 95 % intervals. Nothing is better in both than {words}; {title_of(quality)} falls with length "
-        "alone where the references are shorter than what is asked, so look at the length-matched baseline too.",
+        f"Means with 95 % intervals. Nothing is better in both than {words}.{FALLS if quality in BY_PRECISION else ''}",
         f"Scatter chart of {title_of(quality)} against the mean distance from the asked length, one point per policy",
         figure,
     )

@@ -132,8 +132,8 @@ class Material:
         return [name for name in wanted if name in have] if wanted else have
 
     def place(self, name: str) -> int:
-        """Where the subject stands among all, which is how it looks in every figure."""
-        return [subject.name for subject in self.subjects].index(name)
+        """Where it stands among all, which is how it looks in every figure."""
+        return [*(subject.name for subject in self.subjects), *self.json_answers].index(name)
 
 
 def value_of(row: Row, metric: str) -> float | None:

@@ -52,7 +52,13 @@ def page(material: Material, pictures: Sequence[Picture], left_out: Sequence[str
         comparisons=[_comparison(one) for one in material.comparisons],
         power_differs=any(one.power != 0.8 for one in material.comparisons),
         pictures=[
-            {"name": one.name, "title": one.title, "caption": one.caption, "svg": Markup(one.svg())}
+            {
+                "name": one.name,
+                "title": one.title,
+                "caption": one.caption,
+                "wide": one.wide,
+                "svg": Markup(one.svg()),
+            }
             for one in pictures
         ],
         samples=[_sample(one, material) for one in material.samples],

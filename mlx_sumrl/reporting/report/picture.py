@@ -39,7 +39,7 @@ class Picture:
     """What is drawn, for who cannot see it."""
     figure: Figure
     wide: bool = False
-    """Takes the page's whole width."""
+    """Small on a telephone: is wider than it there, and scrolls."""
 
     def svg(self) -> str:
         """The SVG for the page: colours as CSS variables, ids with `name` before them."""

@@ -143,8 +143,9 @@ def consistency(material: Material) -> Picture | None:
         [title_of(name) for name in names],
         name="consistency",
         title="How much samples of one row differ",
-        caption=f"{listed(said)}. 0 is the same every time.",
-        unit="coefficient of variation (standard deviation over mean), averaged over rows",
+        caption=f"{listed(said)}. It is the standard deviation over the mean of one row’s samples, averaged over rows: "
+        "0 is the same every time.",
+        unit="coefficient of variation",
         scale=1,
     )
 

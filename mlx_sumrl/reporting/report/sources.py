@@ -149,7 +149,7 @@ def _scored(path: Path, content: Mapping[str, Any], length: Mapping[str, Any] | 
 
 def _is_evaluation(content: Mapping[str, Any]) -> bool:
     rows = content.get("rows")
-    return (
+    return "fields" not in content and (
         isinstance(rows, list)
         and all(isinstance(row, Mapping) and "metrics" in row for row in rows)
         and "summary" in content

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 
 from mlx_sumrl.evaluation.statistics.comparison import Comparison
 from mlx_sumrl.evaluation.statistics.sentence import sentence
+from mlx_sumrl.reporting.report.answer_figures import looking
 from mlx_sumrl.reporting.report.comparison_figures import NOT_SHOWN
+from mlx_sumrl.reporting.report.json_answers import JsonAnswers
 from mlx_sumrl.reporting.report.material import Material
-from mlx_sumrl.reporting.report.wording import listed, number, plain, title_of
+from mlx_sumrl.reporting.report.wording import listed, number, percent, plain, title_of
 
 
 def in_short(material: Material) -> list[str]:
@@ -16,11 +19,7 @@ def in_short(material: Material) -> list[str]:
     said = [_pair(pair, found) for pair, found in by_pair(material.comparisons).items()]
     if not material.comparisons and material.subjects:
         said.append(_alone(material))
-    for name, one in material.json_answers.items():
-        if "valid" in one.validity:
-            said.append(
-                f"{name}: {number(one.validity['valid'], 'valid')} % of {one.rows} answers are valid JSON."
-            )
+    said += [_answers(name, one) for name, one in looking(material).items()]
     for run in material.curves if not material.subjects else ():
         steps = [row["step"] for row in run.rows]
         losses = [
@@ -68,6 +67,25 @@ def _pair(pair: tuple[str, str], found: Sequence[Comparison]) -> str:
         return f"{other} against {baseline}: no difference shown in {listed(none)}, on {rows} rows."
     rest = f"; no difference shown in {listed(none)}" if none else ""
     return f"{other} is shown to be {'; '.join(parts)} than {baseline}{rest}."
+
+
+def _answers(name: str, one: JsonAnswers) -> str:
+    """How many are valid, how right the fields are, and what is to be had without looking."""
+    parts = []
+    if "valid" in one.validity:
+        parts.append(f"{percent(one.validity['valid'])} of {one.rows} answers are valid JSON")
+    if one.fields:
+        others = [
+            f"{percent(mean_f1(held))} when {blind}" for blind, held in one.blind.items() if held.fields
+        ]
+        rest = f" (without looking: {listed(others)})" if others else ""
+        parts.append(f"mean F1 of the fields {percent(mean_f1(one))}{rest}")
+    return f"{name}: {'; '.join(parts) or f'{one.rows} answers'}."
+
+
+def mean_f1(one: JsonAnswers) -> float:
+    """Each field weighs the same."""
+    return fmean(held.f1 for held in one.fields.values())
 
 
 def _alone(material: Material) -> str:

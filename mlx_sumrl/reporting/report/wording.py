@@ -22,10 +22,12 @@ def is_share(metric: str) -> bool:
     return known is not None and known.low == 0 and known.high == 1
 
 
-def better_of(metric: str) -> str | None:
-    """``higher``, ``lower``, ``target``, or None where neither is."""
+def unit_of(metric: str) -> str:
+    """As an axis has it."""
     known = CATALOGUE.get(metric)
-    return known.better if known else None
+    if known is None:
+        return f"in {metric.rpartition('/')[0] or metric}’s own unit"
+    return {"length": "in the unit of lengths", "words": "words"}.get(known.unit, known.unit)
 
 
 def number(value: float | None, metric: str = "", digits: int = 1) -> str:

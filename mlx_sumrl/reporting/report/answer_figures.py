@@ -78,8 +78,8 @@ def fields(material: Material) -> Picture | None:
     return Picture(
         "fields",
         "How right each field is",
-        f"{listed(worst)}. Precision is the share of what was said that is right, recall the share of what was "
-        "expected that was said.",
+        f"{listed(worst)}. Means over the rows; two empty lists agree. Precision is the share of what was said that "
+        "is right, recall the share of what was expected that was said.",
         f"Bar charts of F1, precision and recall of the fields {listed(names)}",
         figure,
     )

@@ -12,6 +12,10 @@ VALIDITY = ("valid", "repaired", "around", "several", "absent", "unfinished", "m
 """Shares that a summary may hold, in the order of the bars."""
 
 
+PARTS = ("precision", "recall", "f1")
+"""Numbers of a field; `FieldNumbers` has them in this order."""
+
+
 @dataclass(frozen=True)
 class FieldNumbers:
     """How right one field is."""
@@ -82,11 +86,12 @@ def _scored(rows: Any) -> ScoredAnswers:
 
 
 def _numbers(one: Any) -> FieldNumbers | None:
-    if not isinstance(one, Mapping) or not all(
-        _is_number(one.get(name)) for name in ("precision", "recall", "f1")
-    ):
-        return None
-    return FieldNumbers(float(one["precision"]), float(one["recall"]), float(one["f1"]))
+    """Means over the rows, in which two empty lists agree; of older files those over all items."""
+    for suffix in ("_mean", "") if isinstance(one, Mapping) else ():
+        found = [float(one[key]) for name in PARTS if _is_number(one.get(key := f"{name}{suffix}"))]
+        if len(found) == len(PARTS):
+            return FieldNumbers(*found)
+    return None
 
 
 def _errors(one: Any) -> tuple[float, ...]:

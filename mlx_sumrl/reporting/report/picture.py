@@ -51,11 +51,11 @@ class Picture:
         inside = re.sub(r"<metadata>.*?</metadata>", "", inside, count=1, flags=re.DOTALL)
         # It would hold for the whole page.
         inside = re.sub(r"<style[^>]*>.*?</style>", "", inside, flags=re.DOTALL)
-        inside = re.sub(r'\bid="([^"]*)"', lambda found: f'id="{self.name}-{_safe(found[1])}"', inside)
+        inside = re.sub(r'\bid="([^"]*)"', lambda found: f'id="{self.name}-{found[1]}"', inside)
         inside = re.sub(
-            r'(?:xlink:)?href="#([^"]*)"', lambda found: f'href="#{self.name}-{_safe(found[1])}"', inside
+            r'(?:xlink:)?href="#([^"]*)"', lambda found: f'href="#{self.name}-{found[1]}"', inside
         )
-        inside = re.sub(r"url\(#([^)]*)\)", lambda found: f"url(#{self.name}-{_safe(found[1])})", inside)
+        inside = re.sub(r"url\(#([^)]*)\)", lambda found: f"url(#{self.name}-{found[1]})", inside)
         inside = re.sub(r"#[0-9a-f]{6}\b(?=[;\"'])", lambda found: _VARIABLE.get(found[0], found[0]), inside)
         inside = re.sub(r"'DejaVu Sans'[^;\"]*", FONTS.replace('"', "'"), inside)
         words = f"{self.name}-title {self.name}-desc"
@@ -77,7 +77,7 @@ class Picture:
         if suffix == "svg":
             # The document type names a file on a server, which some readers would fetch.
             start, end = written.index(b"<!DOCTYPE"), written.index(b"<svg")
-            written = written[:start] + written[end:]
+            written = _without_names((written[:start] + written[end:]).decode()).encode()
         return written
 
     def save(self, folder: Path) -> list[Path]:
@@ -90,6 +90,7 @@ class Picture:
         return files
 
 
-def _safe(name: str) -> str:
-    """An id without what ends a reference to it."""
-    return re.sub(r"[^\w.-]", "-", name)
+def _without_names(svg: str) -> str:
+    """Without the ids that nothing refers to: some are there several times, which an id may not be."""
+    referred = {*re.findall(r'href="#([^"]*)"', svg), *re.findall(r"url\(#([^)]*)\)", svg)}
+    return re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in referred else "", svg)

@@ -204,7 +204,7 @@ def correlation(material: Material) -> Picture | None:
                 cells.append(("", "axis", 0.0))
             else:
                 text = f"{rho:.2f}".replace("0.", ".", 1).replace("-", "−")
-                cells.append((text, "series1" if rho > 0 else "series2", 0.55 * abs(rho)))
+                cells.append((text, "series1" if rho > 0 else "series2", 0.45 * abs(rho)))
     (i, j), strongest = max(mean.items(), key=lambda item: abs(item[1]))
     same = sum(abs(rho) >= COLLAPSED for rho in mean.values())
     judged = [names.index(name) for name in ("judge_coverage", "judge_conciseness") if name in names]

@@ -19,8 +19,8 @@ BEFORE = "before"
 MATCHED = "length-matched"
 SUPERVISED = "step-"
 """How names of a supervised run's evaluations begin."""
-OWN = ("seed", "name", "runs_dir", "out", "command")
-"""Options in which two seeds of one thing may differ."""
+OWN = ("seed", "name", "runs_dir", "out", "command", "report", "curves", "reporting", "checkpoint", "export")
+"""Options, and rooms of them, in which two seeds of one thing may differ: none changes what is learned."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Source:
     @property
     def kin(self) -> str | None:
         """The same for two seeds of one thing; None where the file does not say how it was made."""
-        options = {name: value for name, value in self.options.items() if name not in OWN}
+        options = {name: value for name, value in self.options.items() if name.partition(".")[0] not in OWN}
         return json.dumps(options, sort_keys=True, default=str) if options else None
 
 

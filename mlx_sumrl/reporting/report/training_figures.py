@@ -41,6 +41,8 @@ SUPERVISED = "sft"
 """The stage whose ``loss`` says something; GRPO's does not."""
 ENDS = 0.1
 """Share of a stage's steps that its beginning and its end are the means of."""
+LATE = 0.75
+"""Share of all steps from which a stage's name is written before its beginning: there is no room after it."""
 
 
 def rewards(material: Material) -> Picture | None:
@@ -82,7 +84,7 @@ def _picture(
     with drawing():
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(WIDTH, 0.6 + 1.25 * len(drawn)))
+        figure = Figure(figsize=(WIDTH, 0.9 + 1.25 * len(drawn)))
         panels = figure.subplots(len(drawn), 1, sharex=True, squeeze=False)[:, 0]
         for axes, curve in zip(panels, drawn, strict=True):
             axes.set_title(f"{TITLES.get(curve.metric, curve.metric)}, {units[curve.metric]}")
@@ -166,16 +168,20 @@ def _stages(panels: Sequence[Axes], run: RunCurves, place: int, named: bool) -> 
             for axes in panels:
                 axes.axvline(after + 0.5, color=colour, linewidth=0.8, linestyle=(0, (4, 3)))
         if named and len(stages) > 1:
-            panels[0].annotate(
-                f"{stage} ▸",
-                (after + 0.5 if number else after, 1),
+            start = after + 0.5 if number else after
+            late = start > LATE * max(row["step"] for row in run.rows)
+            label = panels[0].annotate(
+                f"{stage} ◂" if late else f"{stage} ▸",
+                (start, 1),
                 xycoords=("data", "axes fraction"),
-                xytext=(3, 3),
+                xytext=(-3 if late else 3, 3),
                 textcoords="offset points",
+                ha="right" if late else "left",
                 va="bottom",
                 color=colour,
                 fontsize=8.5,
             )
+            label.set_in_layout(False)  # it stands between title and axes, where there is room
     if named and len(stages) > 1:
         panels[0].set_title(panels[0].get_title(loc="left"), pad=16)
 

@@ -23,7 +23,8 @@ TEXTS = """() => {
     if (!own) continue;
     let below = one;
     while (below && getComputedStyle(below).backgroundColor.match(/rgba\\(.*, 0\\)/)) below = below.parentElement;
-    found.push([own.slice(0, 60), getComputedStyle(one).color, getComputedStyle(below || document.body).backgroundColor]);
+    const ground = getComputedStyle(below || document.body).backgroundColor;
+    found.push([own.slice(0, 60), getComputedStyle(one).color, ground]);
   }
   return found;
 }"""

@@ -45,9 +45,9 @@ def test_runs(program: Program, tmp_path: Path, runs: list[str]) -> None:
 
     both = program("compare", *runs, "--group", "seeds", "--out", "seeds", "--comparison.resamples", "200")
     assert both.code == 0, both.err
-    assert "job against before, 6 rows, 2 and 2 seeds" in both.out
+    assert "after only against before, 6 rows, 2 and 2 seeds" in both.out
     said = json.loads((tmp_path / "seeds" / "comparison.json").read_text())
-    assert said["seeds"] == {"before": 2, "job": 2}
+    assert said["seeds"] == {"before": 2, "after only": 2}
     assert {one["verdict"] for one in said["comparisons"]} <= {"better", "worse", "no difference shown"}
     kept = {path.name for path in (tmp_path / "seeds" / "figures").iterdir()}
     assert {"lengths.svg", "lengths.png", "rewards.svg", "effects.png"} <= kept

@@ -171,7 +171,7 @@ def _stages(panels: Sequence[Axes], run: RunCurves, place: int, named: bool) -> 
             start = after + 0.5 if number else after
             late = start > LATE * max(row["step"] for row in run.rows)
             label = panels[0].annotate(
-                f"{stage} ◂" if late else f"{stage} ▸",
+                f"{stage} ▸",
                 (start, 1),
                 xycoords=("data", "axes fraction"),
                 xytext=(-3 if late else 3, 3),

@@ -119,7 +119,7 @@ def compare_all(
     names = [baseline, *(name for name in results if name != baseline)]
     pairs = list(combinations(names, 2)) if options.pairwise else [(baseline, name) for name in names[1:]]
     found = [_compared(results, pair, metric, options) for metric in metrics for pair in pairs]
-    return _corrected(found, options)
+    return holm_corrected(found, options)
 
 
 def _compared(
@@ -195,7 +195,7 @@ def _interval(
     return low, high, interval
 
 
-def _corrected(found: Sequence[Comparison], options: ComparisonConfig) -> tuple[Comparison, ...]:
+def holm_corrected(found: Sequence[Comparison], options: ComparisonConfig) -> tuple[Comparison, ...]:
     """All of one family, with Holm's p and the verdicts."""
     if not found:
         return ()

@@ -16,8 +16,6 @@ from mlx_sumrl.evaluation.results import Evaluation
 
 COMPARED = ("rouge1", "rouge2", "rougeL", "rougeL_recall", "meteor", "within", "repetition", "length")
 """Metrics of a row that are compared; ``length`` is in tokens, the others are in [0, 1]."""
-
-
 DECIMALS = 12
 """Beyond these a mean has nothing but rounding."""
 NUMBERS_AT_ONCE = 1_000_000
@@ -92,34 +90,43 @@ def hierarchical_interval(
 ) -> tuple[float, float]:
     """The percentile interval of a difference of means, rows and seeds both drawn anew: [S1, N], [S2, N] -> ends.
 
-    Rows are drawn once for both sides and all seeds (they are paired), seeds for each side by themselves, S - 1 of S:
-    drawn S of S, their share of the variance would come out (S - 1) / S of what it is (Rao and Wu 1988). Rows and
-    seeds cross, so what a seed does to single rows is counted more than once (Owen 2007, "The pigeonhole bootstrap"):
-    the interval is rather too wide where seeds differ in nothing else. With two or three seeds that differ much in
-    their means it is too narrow, since so few say little about others; tests/evaluation/statistics measures both.
+    Rows are drawn once for both sides, each with the mean over its seeds; seeds for each side by themselves, S - 1 of S
+    (drawn S of S, their variance would come out (S - 1) / S of what it is: Rao and Wu 1988). Seeds' means also differ
+    because a seed does other things to each row; that is in the rows' part already, so the seeds' deviations are shrunk
+    by its share (the interaction's mean square of a two-way table). With few seeds that differ much in their means the
+    interval is too narrow, since so few say little about others: where the seeds' spread is as large as the rows', 95 %
+    intervals held the truth 90 % of the time with five seeds, and 69 % with two.
     """
     generator = np.random.default_rng(seed)
-    rows = baseline_SN.shape[1]
+    difference_N = other_SN.mean(axis=0) - baseline_SN.mean(axis=0)
+    rows = len(difference_N)
     found = []
     for start in range(0, resamples, batch := max(NUMBERS_AT_ONCE // rows, 1)):
         drawn = min(batch, resamples - start)
         weights_BN = generator.multinomial(rows, np.full(rows, 1 / rows), size=drawn) / rows
         found.append(
-            _of_drawn_seeds(weights_BN @ other_SN.T, generator)
-            - _of_drawn_seeds(weights_BN @ baseline_SN.T, generator)
+            weights_BN @ difference_N
+            + _drawn_seeds(other_SN, drawn, generator)
+            - _drawn_seeds(baseline_SN, drawn, generator)
         )
     tail = (1 - confidence) / 2
     low, high = np.quantile(np.concatenate(found), (tail, 1 - tail))
     return round(float(low), DECIMALS), round(float(high), DECIMALS)
 
 
-def _of_drawn_seeds(means_BS: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """[B, S] -> [B]: the mean over S - 1 seeds, drawn anew for each of B."""
-    seeds = means_BS.shape[1]
+def _drawn_seeds(values_SN: np.ndarray, times: int, generator: np.random.Generator) -> np.ndarray:
+    """[times]: by how much the mean over drawn seeds differs from that over all."""
+    seeds, rows = values_SN.shape
     if seeds == 1:
-        return means_BS[:, 0]
-    drawn = generator.integers(seeds, size=(len(means_BS), seeds - 1))
-    return np.asarray(np.take_along_axis(means_BS, drawn, axis=1).mean(axis=1))
+        return np.zeros(times)
+    means_S = values_SN.mean(axis=1)
+    away_S = means_S - means_S.mean()
+    by_row_SN = values_SN - means_S[:, None] - values_SN.mean(axis=0) + means_S.mean()
+    of_rows = np.square(by_row_SN).sum() / ((seeds - 1) * (rows - 1)) / rows
+    variance = means_S.var(ddof=1)
+    own = max(1 - of_rows / variance, 0.0) if variance > 0 else 0.0
+    drawn = generator.integers(seeds, size=(times, seeds - 1))
+    return np.asarray(np.sqrt(own) * away_S[drawn].mean(axis=1))
 
 
 def compare(

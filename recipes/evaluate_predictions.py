@@ -44,6 +44,10 @@ def asked_for(argv: Sequence[str]) -> bool:
 
 def main() -> None:
     """Read, score, print, write."""
+    if any(word.partition("=")[0] == "--model" for word in sys.argv[1:]):
+        raise UserError(
+            "--predictions are scored without a model: leave out --model, or leave out --predictions"
+        )
     config = parse(PredictionsConfig, prog=PROGRAM, description=DESCRIPTION)
     if config.out is not None and config.out.is_dir():
         raise UserError(f"--out {config.out} is a folder; name a file")

@@ -11,6 +11,7 @@ Rows are conversations (`messages`) whose last answer is the reference, or docum
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Self
@@ -20,11 +21,12 @@ from rich.console import Console
 
 from mlx_sumrl.config import Decoding, EvaluationConfig, MaskingConfig, StructuredConfig
 from mlx_sumrl.config.matching import MatchingConfig
-from mlx_sumrl.data.answer_schema import AnswerSchema, load_schema
+from mlx_sumrl.data.answer_schema import AnswerSchema, load_schema, read_json
 from mlx_sumrl.data.examples import config_rows
 from mlx_sumrl.data.structured_examples import load_structured
 from mlx_sumrl.errors import UserError
 from mlx_sumrl.evaluation.structured import StructuredEvaluation, evaluate_structured
+from mlx_sumrl.evaluation.structured_scores import check_soft_fields
 from mlx_sumrl.evaluation.structured_table import field_tables, structured_table, summary_table
 from mlx_sumrl.options.command_line import exit_code_of, parse
 from mlx_sumrl.policy.policy import Policy
@@ -34,12 +36,16 @@ from mlx_sumrl.rollouts.constraint import Constraint
 from mlx_sumrl.rollouts.schema_constraint import end_of_json, schema_constraint
 from recipes.given_model import GivenModel
 
-DESCRIPTION = "Evaluate a model on rows whose answers are JSON: validity, repairs, field F1."
+DESCRIPTION = (
+    "Evaluate a model on rows whose answers are JSON: validity, repairs, lists, numbers and texts, beside what answers "
+    "get that never look at a document."
+)
+PROGRAM = "python -m recipes.evaluate_structured"
 WARM_UP = 4
 """Tokens drawn before the clock starts: the first ones compile kernels, and are not the first decoding's own cost."""
 
 
-class EvaluateStructuredConfig(GivenModel, MatchingConfig):
+class EvaluateStructuredConfig(MatchingConfig, GivenModel):
     """What to evaluate, on what."""
 
     structured: StructuredConfig
@@ -63,9 +69,7 @@ class EvaluateStructuredConfig(GivenModel, MatchingConfig):
 
 def main() -> None:
     """Load, evaluate with each decoding, print, write."""
-    config = parse(
-        EvaluateStructuredConfig, prog="python -m recipes.evaluate_structured", description=DESCRIPTION
-    )
+    config = parse(EvaluateStructuredConfig, prog=PROGRAM, description=DESCRIPTION)
     schema = load_schema(config.structured.schema)
     rows = config_rows(config.data, "evaluation", config.seed)
     assert rows is not None  # the config has checked it
@@ -73,6 +77,7 @@ def main() -> None:
     decodings = dict.fromkeys(config.decodings or (config.structured.decoding,))
     constraints = {decoding: _constraint(decoding, schema, policy) for decoding in decodings}
     loaded = load_structured(rows, data, config.messages_column, schema, policy.tokenizer, length.target)
+    check_soft_fields([read_json(example.reference) for example in loaded.examples], config)
     console = Console()
     console.print(loaded.report.describe(), highlight=False, markup=False)
     LocalSampler(policy).sample(loaded.examples[:1], 1, Sampling(0, max_tokens=WARM_UP), config.seed)
@@ -98,7 +103,11 @@ def main() -> None:
         console.print(table)
     _report_failures(console, results)
     if config.out:
-        _write(config.out, {name: result.to_json() for name, result in results.items()})
+        repeat = {
+            "options": config.model_dump(mode="json", exclude={"out"}),
+            "command": f"{PROGRAM} {shlex.join(sys.argv[1:])}",
+        }
+        _write(config.out, {name: {**repeat, **result.to_json()} for name, result in results.items()})
         console.print(f"wrote {config.out}", highlight=False, markup=False)
 
 

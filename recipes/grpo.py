@@ -134,6 +134,7 @@ def evaluated(
         config.evaluation.batch_size,
         progress=lambda done, total: progress.update(done, {}),
         answers=AnswerPart.of(config.answer, policy.tokenizer),
+        data=config.data,
     )
     progress.finish()
     run.write_json(file.relative_to(run.path), result.to_json())

@@ -136,6 +136,7 @@ def measured(
         Sampling(temperature=0, max_tokens=options.max_tokens),
         options.batch_size,
         progress=lambda done, total: progress.update(done, {}),
+        data=data,
     )
     progress.finish()
     peak = {"memory_peak_gb": mx.get_peak_memory() / 1e9}

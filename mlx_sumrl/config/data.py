@@ -36,7 +36,9 @@ class DataConfig(Room):
     document_column: str = "document"
     """Column that holds the text to summarise."""
     reference_column: str = "summary"
-    """Column that holds the summary a person wrote."""
+    """Column that holds the summary a person wrote, or a list of several: evaluation uses all, training the first."""
+    more_reference_columns: tuple[str, ...] = ()
+    """Columns that hold further summaries of the same text, for evaluation; a row may leave them empty."""
     id_column: str | None = None
     """Column that names a row; file and line number otherwise."""
     instruction: str = "Summarize the following text in {target_length} {length_unit}.\n\n{document}"

@@ -10,9 +10,10 @@ from pydantic import Field, model_validator
 from mlx_sumrl.config.data import DataConfig
 from mlx_sumrl.config.masking import MaskingConfig
 from mlx_sumrl.config.matching import MatchingConfig
+from mlx_sumrl.config.room import Room
 
 
-class PredictionsConfig(MatchingConfig):
+class PredictionFilesConfig(Room):
     """Which files, and what their columns are called."""
 
     predictions: Path
@@ -43,6 +44,11 @@ class PredictionsConfig(MatchingConfig):
     """A reference without a prediction: left out and counted, or scored as an answer that is not valid."""
     max_unmatched_share: float = Field(default=DataConfig().max_unusable_share, ge=0, le=1)
     """Stop when a larger share than this of either file's rows has no partner in the other, or cannot be read."""
+
+
+class PredictionsConfig(MatchingConfig, PredictionFilesConfig):
+    """Which files, and when an item in them is right."""
+
     out: Path | None = None
     """Write all scores, those of each row too, as JSON here."""
 

@@ -22,3 +22,5 @@ class Example:
     """The summary a person wrote."""
     fields: dict[str, Any] = field(default_factory=dict)
     """Every column of the row, handed to reward functions by name."""
+    references: tuple[str, ...] = ()
+    """All summaries that people wrote, `reference` first, where there are several; for evaluation."""

@@ -7,7 +7,7 @@ keep the rows' order.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -105,7 +105,7 @@ def load_examples(
             if row.broken is not None or template is None:
                 raise UnusableRowError(row.broken or "no columns")
             document = usable_text(row, config.document_column, "document")
-            reference = usable_text(row, config.reference_column, "reference").strip()
+            references = usable_references(row, config)
             example, tokens_cut = fitted_example(
                 template,
                 config,
@@ -113,10 +113,12 @@ def load_examples(
                 target_length,
                 row_id(row, config),
                 document,
-                reference,
+                references[0],
                 row.fields,
                 config.max_prompt_tokens,
             )
+            if len(references) > 1:
+                example = replace(example, references=references)
         except UnusableRowError as error:
             counter.refuse(row.id, str(error))
             continue
@@ -207,7 +209,10 @@ def fitted_example(
 
 def usable_text(row: Row, column: str, role: str) -> str:
     """A column's text. Raises `UnusableRowError` where it is missing, no text, no Unicode, or blank."""
-    value = row.fields.get(column)
+    return _usable(row.fields.get(column), role)
+
+
+def _usable(value: Any, role: str) -> str:
     if value is None:
         raise UnusableRowError(f"no {role}")
     if not isinstance(value, str):
@@ -216,6 +221,17 @@ def usable_text(row: Row, column: str, role: str) -> str:
     if is_blank(value):
         raise UnusableRowError(f"empty {role}")
     return value
+
+
+def usable_references(row: Row, config: DataConfig) -> tuple[str, ...]:
+    """All of a row's references, the one to learn from first: of its column, which may hold a list, and of the columns
+    for more, which may be empty. Raises `UnusableRowError` where one is no text or there is none.
+    """
+    held = row.fields.get(config.reference_column)
+    own = held if isinstance(held, list) else [held]
+    more = [row.fields.get(name) for name in config.more_reference_columns]
+    given = own + [one for one in more if one is not None and one != ""]
+    return tuple(_usable(one, "reference").strip() for one in given or [None])
 
 
 def is_blank(text: str) -> bool:
@@ -245,8 +261,10 @@ def check_columns(
     names: Sequence[str] = ("document_column", "reference_column", "id_column"),
 ) -> None:
     """Raises `UserError` where a column that the options `names` of `config` name does not exist."""
-    for name in names:
-        column = getattr(config, name)
+    named = [(name, getattr(config, name)) for name in names]
+    if option == "data.evaluation" and "reference_column" in names:
+        named += [("more_reference_columns", column) for column in config.more_reference_columns]
+    for name, column in named:
         if column is not None and column not in columns:
             close = get_close_matches(column, columns, n=1)
             raise UserError(

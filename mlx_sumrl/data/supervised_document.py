@@ -12,7 +12,7 @@ from mlx_sumrl.config import DataConfig, MaskingConfig
 from mlx_sumrl.data.answers import answer_ids
 from mlx_sumrl.data.conversations import joined
 from mlx_sumrl.data.encoding import encode
-from mlx_sumrl.data.examples import fitted_example, usable_text
+from mlx_sumrl.data.examples import fitted_example, usable_references, usable_text
 from mlx_sumrl.data.prompts import PromptTemplate, UnusableRowError
 from mlx_sumrl.data.reasoning import split_thought, with_thought
 from mlx_sumrl.data.sources import Row
@@ -68,7 +68,8 @@ class DocumentRows:
 
     def has_trace(self, row: Row) -> bool:
         """Whether its answer has a thought before it."""
-        return bool(split_thought(str(row.fields.get(self._data.reference_column)))[0])
+        held = row.fields.get(self._data.reference_column)
+        return bool(split_thought(str(held[0] if isinstance(held, list) and held else held))[0])
 
     def make(self, row: Row, name: str, keep_trace: bool) -> SupervisedRow:
         """The example.
@@ -79,7 +80,7 @@ class DocumentRows:
         """
         data, limits = self._data, self._limits
         document = usable_text(row, data.document_column, "document")
-        reference = usable_text(row, data.reference_column, "reference").strip()
+        reference = usable_references(row, data)[0]
         answer = self._answer(reference, name, keep_trace)
         check_answer_length(self._masking, len(answer))
 

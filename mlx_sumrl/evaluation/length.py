@@ -11,6 +11,9 @@ import numpy as np
 from mlx_sumrl.config import LengthConfig
 from mlx_sumrl.rollouts.types import FinishReason
 
+QUANTILES = (5, 25, 50, 75, 95)
+"""Percent, of the errors' distribution."""
+
 
 @dataclass(frozen=True, slots=True)
 class LengthSummary:
@@ -25,12 +28,15 @@ class LengthSummary:
     """Population standard deviation: the completions at hand are all there are."""
     unfinished: float
     """Share cut at the token limit."""
+    errors: dict[str, float]
+    """``length_error`` (the mean of length minus target), ``length_error_abs`` (the mean of what lies between them) and
+    quantiles of the former: ``length_error_p5``, ``_p25``, ``_p50``, ``_p75``, ``_p95``."""
 
     @classmethod
     def of(cls, lengths: Sequence[int], finish_reasons: Sequence[FinishReason], asked: LengthConfig) -> Self:
         """Summarise N lengths and their finish reasons against what was asked.
 
-        A completion cut at the limit counts with the length it was cut at in ``mean`` and ``spread``, but
+        A completion cut at the limit counts with the length it was cut at in ``mean``, ``spread`` and ``errors``, but
         never as within or exact, not even when it was cut at the target on purpose (the length-matched
         baseline): where it would have ended is not known.
 
@@ -41,11 +47,20 @@ class LengthSummary:
             raise ValueError(f"got {len(lengths)} lengths and {len(finish_reasons)} finish reasons")
         lengths_N = np.asarray(lengths, dtype=np.float64)
         stopped_N = np.asarray([reason == "stop" for reason in finish_reasons])
-        off_by_N = np.abs(lengths_N - asked.target)
+        error_N = lengths_N - asked.target
+        off_by_N = np.abs(error_N)
         return cls(
             within=float(np.mean(stopped_N & (off_by_N <= asked.tolerance))),
             exact=float(np.mean(stopped_N & (off_by_N == 0))),
             mean=float(lengths_N.mean()),
             spread=float(lengths_N.std()),
             unfinished=float(np.mean(~stopped_N)),
+            errors={
+                "length_error": float(error_N.mean()),
+                "length_error_abs": float(off_by_N.mean()),
+                **{
+                    f"length_error_p{percent}": float(value)
+                    for percent, value in zip(QUANTILES, np.percentile(error_N, QUANTILES), strict=True)
+                },
+            },
         )

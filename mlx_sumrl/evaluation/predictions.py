@@ -93,7 +93,12 @@ def _references(config: PredictionsConfig, account: Account) -> dict[str, dict[s
     rows = read_file(config.references, "references")
     account.references = len(rows.rows)
     id_column = config.reference_id_column or config.id_column
-    require(rows, [id_column], "references", "name the one that holds the ids with --reference_id_column")
+    require(
+        rows,
+        [id_column],
+        "references",
+        "name the one that holds the ids with --reference_id_column, with dots where it is inside of one (metadata.id)",
+    )
     conversations = config.messages_column in rows.columns
     if is_text_only(config.references):
         readable = [row for row in rows.rows if row.broken is None]
@@ -249,6 +254,7 @@ def _typed(
 def _columns_left_out(config: PredictionsConfig, given: Rows, fields: Sequence[str]) -> list[str]:
     used = {config.id_column, config.valid_column, config.sample_column, config.answer_column}
     used |= {config.rename.get(name, name) for name in fields}
+    used |= {name.partition(".")[0] for name in used if name is not None}
     return [name for name in given.columns if name not in used]
 
 

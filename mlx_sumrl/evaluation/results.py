@@ -1,23 +1,40 @@
-"""What an evaluation found: one row per completion, and their summary."""
+"""What an evaluation found: one row per completion, and their summary; as JSON and back. Never imports mlx.
+
+Invariant: what an older version of this wrote is still read; what it did not know is then left out.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from statistics import fmean
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 from mlx_sumrl.config import DEFAULT_LENGTH_UNIT, LengthConfig, LengthUnit
-from mlx_sumrl.data.languages import keeps_language
-from mlx_sumrl.evaluation.length import LengthSummary
-from mlx_sumrl.metrics.meteor import meteor, missing_wordnet
-from mlx_sumrl.metrics.rouge import ROUGE_NAMES, rouge
-from mlx_sumrl.rewards.length import is_within, length_in
-from mlx_sumrl.rewards.repetition import repetition
-from mlx_sumrl.rollouts.types import FinishReason, Group
+from mlx_sumrl.rollouts.types import FinishReason
 
-REPETITION_NGRAM = 4
-"""Tokens of the n-grams whose repeats are counted; references hardly repeat any."""
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The length that was asked for."""
+
+    target: int
+    tolerance: int
+    unit: LengthUnit
+
+    @classmethod
+    def of(cls, length: LengthConfig) -> Self:
+        """What the options ask for."""
+        return cls(length.target, length.tolerance, length.unit)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A further completion of a row's prompt."""
+
+    text: str
+    length: int
+    finish_reason: FinishReason
+    metrics: dict[str, float | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,15 +44,26 @@ class Row:
     id: str
     document: str
     reference: str
+    """The first, where there are several."""
     text: str
     length: int
     """In the unit that was asked for; tokens are counted without the stop token."""
     finish_reason: FinishReason
     metrics: dict[str, float | None]
-    """``within`` (0 or 1), ``exact`` (0 or 1), the ROUGE metrics, ``meteor``, ``repetition`` and ``language_kept`` (0
-    or 1) of this row."""
+    """By the names of `mlx_sumrl.metrics.catalogue`: ``within`` (0 or 1), ``exact`` (0 or 1), ``length_error`` (length
+    minus target), the ROUGE metrics, ``meteor``, ``bleu``, ... None where there is no such number: no WordNet, nothing
+    said, nothing to be found."""
     completion: str | None = None
     """All that was written, where ``text`` is only the answer in it."""
+    references: tuple[str, ...] = ()
+    """All of them, where there are several."""
+    samples: tuple[Sample, ...] = ()
+    """Completions after the first, where several were drawn."""
+    consistency: dict[str, float | None] = field(default_factory=dict)
+    """Metric, or ``length`` -> its coefficient of variation over all completions of the row; see `consistency_of`."""
+
+
+_LEFT_OUT_WHERE_EMPTY = ("completion", "references", "samples", "consistency")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,86 +72,66 @@ class Evaluation:
 
     rows: tuple[Row, ...]
     summary: dict[str, float | None]
-    """``rows`` (how many), ``within``, ``exact``, ``length_mean``, ``length_std``, ``unfinished``,
-    ``rouge1``, ``rouge2``, ``rougeL``, each of these three with ``_recall``, ``meteor``, ``repetition`` and
-    ``language_kept``. Shares and scores are means over the rows in [0, 1], lengths are in `unit`; ``meteor`` is None
-    without WordNet."""
-    meteor_missing: str | None = None
-    """Why there is no METEOR and how to get it; None when there is."""
+    """``rows`` (how many), ``within``, ``exact``, ``length_mean``, ``length_std``, ``unfinished``; ``length_error``,
+    which is the mean, ``length_error_abs`` and ``length_error_p5``, ``_p25``, ``_p50``, ``_p75``, ``_p95``; the mean
+    over the rows that have it of every metric of a row, None where none has; ``distinct_1_all`` and ``distinct_2_all``
+    over all texts together; ``consistency_*`` where several completions were drawn. Shares and scores are in [0, 1],
+    lengths in `unit`."""
+    missing: Mapping[str, str] = field(default_factory=dict)
+    """Metric that no row has -> why, and how to get it."""
     unit: LengthUnit = DEFAULT_LENGTH_UNIT
     """Of all lengths in it."""
+    asked: Asked | None = None
+    """None in files of older versions, and where no length was asked for."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Model, data, decoding, seed and the command: how to do it again. Plain JSON values."""
+    prompts_sha256: str | None = None
+    """Of what was asked, see `prompts_sha256`: two evaluations with the same were asked the same."""
+
+    @property
+    def meteor_missing(self) -> str | None:
+        """Why there is no METEOR and how to get it; None when there is."""
+        return self.missing.get("meteor")
 
     def to_json(self) -> dict[str, Any]:
         """Summary and rows as plain JSON values."""
         return {
             "summary": dict(self.summary),
-            "meteor_missing": self.meteor_missing,
+            "missing": dict(self.missing),
             "unit": self.unit,
+            "asked": None if self.asked is None else asdict(self.asked),
+            "options": dict(self.options),
+            "prompts_sha256": self.prompts_sha256,
             "rows": [
                 {
                     name: value
                     for name, value in asdict(row).items()
-                    if name != "completion" or value is not None
+                    if name not in _LEFT_OUT_WHERE_EMPTY or value
                 }
                 for row in self.rows
             ],
         }
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> Self:
-        """What `to_json` wrote."""
-        rows = tuple(Row(**row) for row in content["rows"])
-        unit = content.get("unit", DEFAULT_LENGTH_UNIT)  # what was written before there were others has none
-        return cls(rows, content["summary"], content["meteor_missing"], unit)
-
-
-def score(groups: Sequence[Group], length: LengthConfig) -> Evaluation:
-    """Score every completion against its example's reference and the length asked for.
-
-    Usually one completion per group; with more, each is a row of its own and weighs the same in the summary.
-
-    Raises:
-        ValueError: there is no completion to score.
-    """
-    meteor_missing = missing_wordnet()
-    rows = tuple(
-        Row(
-            id=group.example.id,
-            document=group.example.document,
-            reference=group.example.reference,
-            text=completion.text,
-            length=length_in(completion, length.unit),
-            finish_reason=completion.finish_reason,
-            metrics={
-                "within": float(is_within(completion, length)),
-                "exact": float(is_within(completion, length.model_copy(update={"tolerance": 0}))),
-                **rouge(completion.text, group.example.reference),
-                "meteor": None if meteor_missing else meteor(completion.text, group.example.reference),
-                "repetition": repetition(completion, REPETITION_NGRAM),
-                "language_kept": float(keeps_language(completion.text, group.example.document)),
-            },
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """What `to_json` wrote, now or in an older version."""
+        asked = content.get("asked")
+        missing = dict(content.get("missing") or {})
+        if content.get("meteor_missing"):  # as it was written before other metrics could be missing
+            missing["meteor"] = content["meteor_missing"]
+        return cls(
+            rows=tuple(map(_row, content["rows"])),
+            summary=dict(content["summary"]),
+            missing=missing,
+            unit=content.get("unit", DEFAULT_LENGTH_UNIT),  # before there were others it was not written
+            asked=None if asked is None else Asked(**asked),
+            options=content.get("options") or {},
+            prompts_sha256=content.get("prompts_sha256"),
         )
-        for group in groups
-        for completion in group.completions
-    )
-    if not rows:
-        raise ValueError("there is no completion to score")
-    return Evaluation(rows, _summarise(rows, length), meteor_missing, length.unit)
 
 
-def _summarise(rows: Sequence[Row], length: LengthConfig) -> dict[str, float | None]:
-    lengths = LengthSummary.of([row.length for row in rows], [row.finish_reason for row in rows], length)
-    return {
-        "rows": len(rows),
-        "within": lengths.within,
-        "exact": lengths.exact,
-        "length_mean": lengths.mean,
-        "length_std": lengths.spread,
-        "unfinished": lengths.unfinished,
-        **{name: _mean(rows, name) for name in (*ROUGE_NAMES, "meteor", "repetition", "language_kept")},
-    }
-
-
-def _mean(rows: Sequence[Row], name: str) -> float | None:
-    values = [value for row in rows if (value := row.metrics[name]) is not None]
-    return fmean(values) if values else None
+def _row(content: Mapping[str, Any]) -> Row:
+    given = dict(content)
+    given["references"] = tuple(given.get("references", ()))
+    given["samples"] = tuple(Sample(**one) for one in given.get("samples", ()))
+    return Row(**given)

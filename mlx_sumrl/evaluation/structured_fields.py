@@ -201,14 +201,14 @@ def _field(
         f"soft: ROUGE-L F1 of at least {matching.soft_threshold:g}, one to one" if soft else matching.matching
     )
     overlaps = tuple(
-        value_overlap(one, other, matching, soft) for one, other in zip(said, expected, strict=True)
+        _value_overlap(one, other, matching, soft) for one, other in zip(said, expected, strict=True)
     )
     without = [tuple(None if value is _ABSENT else value for value in values) for values in (expected, said)]
     return FieldRows(name, kind, words, without[0], without[1], overlaps)
 
 
-def value_overlap(said: Any, expected: Any, matching: MatchingConfig, soft: bool = False) -> Overlap:
-    """How much of one value is in another; lists are sets of items, anything else is one item."""
+def _value_overlap(said: Any, expected: Any, matching: MatchingConfig, soft: bool = False) -> Overlap:
+    """Lists are sets of items, anything else is one item."""
     if soft and isinstance(said, list) and isinstance(expected, list):
         texts = [
             [item if isinstance(item, str) else item_key(item) for item in value]

@@ -14,8 +14,10 @@ from mlx_sumrl.evaluation.structured_fields import (
     FieldRows,
     FieldScore,
     as_number,
+    field_kind,
     field_rows,
     field_score,
+    fields_of,
     macro_f1,
     micro_f1,
 )
@@ -74,8 +76,8 @@ def score_answers(
         ValueError: no rows, or another number of answers.
         UserError: `matching` names a field to match softly that is no list.
     """
+    check_soft_fields(references, matching)
     found = field_rows(references, answers, fields, matching)
-    _check(found, matching)
     valid = [answer is not None for answer in answers] if valid is None else valid
     scores = {field.name: field_score(field) for field in found}
     measured = {
@@ -133,8 +135,13 @@ def numeric_errors(ids: Sequence[str], scores: StructuredScores) -> dict[str, li
     }
 
 
-def _check(found: Sequence[FieldRows], matching: MatchingConfig) -> None:
-    kinds = {field.name: field.kind for field in found}
+def check_soft_fields(references: Sequence[Any], matching: MatchingConfig) -> None:
+    """Raises `UserError` for a field to match softly that is no list in the references [N]."""
+    rows = [fields_of(reference) for reference in references]
+    kinds = {
+        name: field_kind(row.get(name) for row in rows)
+        for name in dict.fromkeys(name for row in rows for name in row)
+    }
     for name in matching.soft_fields:
         if kinds.get(name) != "list":
             lists = ", ".join(name for name, kind in kinds.items() if kind == "list") or "none"

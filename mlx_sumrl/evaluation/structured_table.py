@@ -195,14 +195,14 @@ def _percent(value: float | None) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}" if abs(value) >= 1000 else f"{value:.2f}"
+    return "-" if value is None else f"{value:.3g}" if abs(value) >= 1000 else f"{round(value, 2) + 0.0:.2f}"
 
 
 def _table(title: str | None, caption: str, first: str, headers: list[str]) -> Table:
     table = Table(
         title=title, box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), caption=caption, caption_justify="left"
     )
-    table.add_column(first, no_wrap=True)
+    table.add_column(first, overflow="fold")  # a long name takes a second line, and no number is cut
     for header in headers:
-        table.add_column(escape(header), justify="right")
+        table.add_column(escape(header), justify="right", no_wrap=True)
     return table

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from mlx_sumrl.config import DEFAULT_LENGTH_UNIT
 from mlx_sumrl.evaluation.results import Evaluation
+from mlx_sumrl.metrics.catalogue import CATALOGUE
 
 _PERCENT_COLUMNS_BEFORE = {"within": "Within", "exact": "Exact"}
 _PERCENT_COLUMNS_AFTER = {
@@ -27,6 +28,10 @@ say otherwise."""
 _SHORT = {"ROUGE-1": "R-1", "ROUGE-2": "R-2", "ROUGE-L": "R-L", "ROUGE-L recall": "recall"}
 CAPTION = "percent; length in {unit}, mean ± spread; R: ROUGE F1 and ROUGE-L recall"
 """Explains the titles as a terminal of 80 columns has them."""
+
+_CONSISTENCY = "consistency_"
+_DIGITS = {"length": 1, "words": 1, "ratio": 1}
+"""After the point; scores have 3."""
 
 
 def _unit(evaluations: Mapping[str, Evaluation]) -> str:
@@ -62,6 +67,33 @@ def comparison_table(evaluations: Mapping[str, Evaluation], title: str | None = 
         table.add_column(short, justify="left" if header == HEADERS[0] else "right", no_wrap=True)
     for name, *cells in starmap(_cells, evaluations.items()):
         table.add_row(escape(name), *cells)
+    return table
+
+
+def metrics_table(evaluation: Evaluation) -> Table:
+    """What `comparison_table` has no room for, of one evaluation: a line per metric, its mean and what it says; and
+    how much it varies over samples where there are several."""
+    summary = evaluation.summary
+    varies = any(name.startswith(_CONSISTENCY) for name in summary)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), caption_justify="left")
+    if varies:
+        table.caption = (
+            "varies: standard deviation over the mean, of a row's samples; the mean over the rows, percent"
+        )
+    table.add_column("Metric", no_wrap=True)
+    table.add_column("Mean", justify="right", no_wrap=True)
+    if varies:
+        table.add_column("Varies", justify="right", no_wrap=True)
+    table.add_column("What it says")
+    for name, metric in CATALOGUE.items():
+        value = summary.get("length_mean" if name == "length" else name)
+        if value is None:
+            continue
+        shown = (
+            f"{100 * value:.1f}%" if metric.unit == "share" else f"{value:.{_DIGITS.get(metric.unit, 3)}f}"
+        )
+        varied = [_percent(summary.get(f"{_CONSISTENCY}{name}"))] if varies else []
+        table.add_row(metric.title, shown, *varied, metric.says)
     return table
 
 

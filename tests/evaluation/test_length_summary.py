@@ -19,10 +19,30 @@ def test_by_hand():
     assert summary.mean == 64.0
     assert summary.spread == pytest.approx(math.sqrt((0 + 25 + 36 + 0 + 1) / 5))
     assert summary.unfinished == 1 / 5
+    # Errors 0, 5, -6, 0, 1; in order -6, 0, 0, 1, 5, between which numpy takes a straight line.
+    assert summary.errors == pytest.approx(
+        {
+            "length_error": 0.0,
+            "length_error_abs": 12 / 5,
+            "length_error_p5": -6 + 0.2 * 6,
+            "length_error_p25": 0.0,
+            "length_error_p50": 0.0,
+            "length_error_p75": 1.0,
+            "length_error_p95": 1 + 0.8 * 4,
+        }
+    )
 
 
 def test_the_length_matched_baseline_has_the_length_but_is_never_within():
-    assert LengthSummary.of([64] * 4, ["length"] * 4, ASKED) == LengthSummary(0.0, 0.0, 64.0, 0.0, 1.0)
+    summary = LengthSummary.of([64] * 4, ["length"] * 4, ASKED)
+    assert (summary.within, summary.exact, summary.mean, summary.spread, summary.unfinished) == (
+        0,
+        0,
+        64,
+        0,
+        1,
+    )
+    assert set(summary.errors.values()) == {0.0}
 
 
 def test_zero_tolerance_makes_within_exact():

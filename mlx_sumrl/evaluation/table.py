@@ -30,8 +30,8 @@ CAPTION = "percent; length in {unit}, mean ± spread; R: ROUGE F1 and ROUGE-L re
 """Explains the titles as a terminal of 80 columns has them."""
 
 _CONSISTENCY = "consistency_"
-_DIGITS = {"length": 1, "words": 1, "ratio": 1}
-"""After the point; scores have 3."""
+_SHOWN_ABOVE = frozenset(("length", *_PERCENT_COLUMNS_BEFORE, *_PERCENT_COLUMNS_AFTER))
+_LEFT_TO_THE_FILE = ("_recall", "_precision")
 
 
 def _unit(evaluations: Mapping[str, Evaluation]) -> str:
@@ -71,29 +71,28 @@ def comparison_table(evaluations: Mapping[str, Evaluation], title: str | None = 
 
 
 def metrics_table(evaluation: Evaluation) -> Table:
-    """What `comparison_table` has no room for, of one evaluation: a line per metric, its mean and what it says; and
-    how much it varies over samples where there are several."""
+    """What `comparison_table` has no room for, of one evaluation: a line per metric, its mean and what it says.
+
+    Where several samples were drawn, how much every metric varies over them, too. Recalls, and precision and recall of
+    BERTScore, are left to the file.
+    """
     summary = evaluation.summary
     varies = any(name.startswith(_CONSISTENCY) for name in summary)
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), caption_justify="left")
+    caption = f"percent, but for length in {evaluation.unit}, density in words, compression as a ratio"
     if varies:
-        table.caption = (
-            "varies: standard deviation over the mean, of a row's samples; the mean over the rows, percent"
-        )
+        caption += "; varies: standard deviation over mean of a row's samples, percent"
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), caption=caption, caption_justify="left")
     table.add_column("Metric", no_wrap=True)
-    table.add_column("Mean", justify="right", no_wrap=True)
-    if varies:
-        table.add_column("Varies", justify="right", no_wrap=True)
+    for header in ("Mean", *(["Varies"] if varies else [])):
+        table.add_column(header, justify="right", no_wrap=True)
     table.add_column("What it says")
     for name, metric in CATALOGUE.items():
         value = summary.get("length_mean" if name == "length" else name)
-        if value is None:
+        varied = summary.get(f"{_CONSISTENCY}{name}")
+        if value is None or name.endswith(_LEFT_TO_THE_FILE) or (name in _SHOWN_ABOVE and varied is None):
             continue
-        shown = (
-            f"{100 * value:.1f}%" if metric.unit == "share" else f"{value:.{_DIGITS.get(metric.unit, 3)}f}"
-        )
-        varied = [_percent(summary.get(f"{_CONSISTENCY}{name}"))] if varies else []
-        table.add_row(metric.title, shown, *varied, metric.says)
+        mean = f"{100 * value if metric.high == 1 else value:.1f}"
+        table.add_row(metric.title, mean, *([_percent(varied)] if varies else []), metric.says)
     return table
 
 

@@ -13,10 +13,9 @@ from math import log
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
-
-import mlx.core as mx
 
 from mlx_sumrl.errors import UserError
 from mlx_sumrl.metrics.encoder import Encoder, EncoderShape
@@ -42,6 +41,7 @@ BEST_LAYERS = {
     "sup-simcse-roberta-large": 16,
 }
 """The layer that agrees best with people (WMT16), by bert-score's table, of common encoders."""
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model")
 
 
 class BertScorer:
@@ -72,7 +72,9 @@ class BertScorer:
         self._batch_size = batch_size
         self._encoder = Encoder(folder, shape, self.layer)
         self._tokenizer = _tokenizer(folder)
-        self._prefix = "" if shape.kind == "bert" else " "  # a word at the beginning is as any other
+        # With RoBERTa a word at the beginning is to be as any other, and has a space before it. bert-score asks its
+        # tokenizer for that, too, which listens up to version 4 of transformers and no longer does in version 5.
+        self._prefix = "" if shape.kind == "bert" else " "
         self._longest = min(shape.positions, int(self._tokenizer.model_max_length))
         self._blank = self._tokenizer.num_special_tokens_to_add()
 
@@ -109,14 +111,18 @@ class BertScorer:
 
     def _encode(self, text: str) -> list[int]:
         stripped = text.strip()
-        whole = self._tokenizer.encode(self._prefix + stripped if stripped else "", add_special_tokens=True)
-        if len(whole) <= self._longest:
-            return list(whole)
+
+        def encoded(longest: int) -> list[int]:
+            ids = self._tokenizer.encode(
+                self._prefix + stripped if stripped else "", truncation=True, max_length=longest
+            )
+            return list(ids)
+
+        ids = encoded(self._longest + 1)
+        if len(ids) <= self._longest:
+            return ids
         self.cut += 1
-        kept = self._tokenizer.encode(
-            self._prefix + stripped, add_special_tokens=True, truncation=True, max_length=self._longest
-        )
-        return list(kept)
+        return encoded(self._longest)
 
     def _vectors(self, ids: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
         """Of each text its tokens' vectors [T, D], of length 1."""
@@ -158,6 +164,10 @@ def _layer(asked: int | None, folder: Path, shape: EncoderShape) -> int:
 def _tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     from transformers import AutoTokenizer  # takes a second to import
 
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):  # else an empty one would be made up
+        raise UserError(
+            f"{folder} holds no tokenizer ({', '.join(_TOKENIZER_FILES)}); fetch the encoder's folder again, whole"
+        )
     try:
         tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # it raises what it likes

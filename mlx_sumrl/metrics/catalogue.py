@@ -120,6 +120,8 @@ _LANGUAGE = [
         "higher",
         distinct_1=("Distinct words", "different words over all words"),
         distinct_2=("Distinct 2-grams", "different pairs of words over all pairs"),
+        distinct_1_all=("Distinct words, all", "different words over all words of all summaries together"),
+        distinct_2_all=("Distinct 2-grams, all", "the same of pairs: low where all summaries are alike"),
         entity_coverage=(
             "Entities",
             "share of the reference's names and numbers that are in the summary (heuristic)",

@@ -9,7 +9,7 @@ import pytest
 
 from mlx_sumrl.config import LengthConfig
 from mlx_sumrl.data.example import Example
-from mlx_sumrl.evaluation import evaluate, score
+from mlx_sumrl.evaluation import Evaluation, evaluate, score
 from mlx_sumrl.rollouts.types import Completion, Group, Sampling
 
 ASKED = LengthConfig(target=4, tolerance=1)
@@ -78,6 +78,28 @@ def test_json_is_plain_and_has_no_prompt(answer):
         "metrics",
     }
     assert read["rows"][0]["metrics"]["rouge1_recall"] == 0.5
+
+
+def test_what_was_asked_is_kept_and_older_files_are_read(answer):
+    found = score([answer("red", 6, reference="red fox", id="a"), answer("a b", 3, reference="b")], ASKED)
+    content = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert content["asked"] == {"target": 4, "tolerance": 1, "unit": "tokens"}
+    assert Evaluation.from_json(content) == found
+    assert [row.metrics["length_error"] for row in found.rows] == [2.0, -1.0]
+    assert (found.summary["length_error"], found.summary["length_error_abs"]) == (0.5, 1.5)
+    assert found.summary["length_error_p50"] == 0.5
+    assert found.summary["distinct_1_all"] == 1.0
+    old = {
+        "summary": {"rows": 1, "within": 1.0, "meteor": None},
+        "meteor_missing": "no WordNet here",
+        "rows": [{**content["rows"][0], "metrics": {"within": 1.0, "meteor": None}}],
+    }
+    read = Evaluation.from_json(old)
+    assert read.meteor_missing == "no WordNet here"
+    assert read.missing == {"meteor": "no WordNet here"}
+    assert (read.unit, read.asked, read.options, read.prompts_sha256) == ("tokens", None, {}, None)
+    assert read.rows[0].text == "red"
+    assert Evaluation.from_json({**old, "meteor_missing": None}).missing == {}
 
 
 def test_every_completion_of_a_group_is_a_row(answer):

@@ -8,7 +8,7 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from mlx_sumrl.evaluation import Evaluation, comparison_markdown, comparison_table
+from mlx_sumrl.evaluation import Evaluation, comparison_markdown, comparison_table, metrics_table
 
 
 @pytest.fixture
@@ -60,3 +60,34 @@ def test_rich_table_shows_the_same_cells(evaluations):
 def test_a_bar_in_a_name_does_not_end_the_markdown_cell(evaluations):
     last = comparison_markdown({"a|b": evaluations["untrained"]}).splitlines()[-1]
     assert last.startswith("| a\\|b | 2.1 |")
+
+
+def lines_of(table) -> list[list[str]]:
+    output = StringIO()
+    Console(file=output, width=80).print(table)
+    lines = output.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    return [re.split(r"\s{2,}", line.strip()) for line in lines]
+
+
+def test_metrics_of_one_evaluation(evaluations):
+    summary = {
+        **evaluations["untrained"].summary,
+        "bleu": 0.1234,
+        "density": 1.26,
+        "length_error": -2.04,
+        "chrf": None,
+    }
+    lines = lines_of(metrics_table(Evaluation((), summary)))
+    first = {line[0]: line[1] for line in lines if len(line) > 1}
+    assert first["BLEU"] == "12.3"
+    assert first["Density"] == "1.3"
+    assert first["Length error"] == "-2.0"
+    assert not {"chrF", "ROUGE-1", "Within", "ROUGE-1 recall", "Varies"} & set(first)
+    varied = {**summary, "consistency_rouge1": 0.25, "consistency_length": 0.5}
+    several = {
+        line[0]: line[1:3] for line in lines_of(metrics_table(Evaluation((), varied))) if len(line) > 2
+    }
+    assert several["ROUGE-1"] == ["33.3", "25.0"]
+    assert several["Length"] == ["30.0", "50.0"]
+    assert several["BLEU"] == ["12.3", "-"]

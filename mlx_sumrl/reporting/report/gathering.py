@@ -10,13 +10,13 @@ from typing import Literal
 
 from mlx_sumrl.config import ComparisonConfig
 from mlx_sumrl.errors import UserError
-from mlx_sumrl.evaluation.results import Evaluation
 from mlx_sumrl.evaluation.statistics.comparison import compare_all
 from mlx_sumrl.evaluation.statistics.paired_rows import shared_metrics
 from mlx_sumrl.reporting.report.json_answers import JsonAnswers
 from mlx_sumrl.reporting.report.material import Material, Subject
 from mlx_sumrl.reporting.report.sample_rows import answers_of_run, chosen_samples
 from mlx_sumrl.reporting.report.sources import BEFORE, Scored, Source, read_source
+from mlx_sumrl.reporting.report.wording import title_of
 
 TESTED = (
     *("within", "rouge1", "rouge2", "rougeL", "rougeL_recall", "meteor", "bertscore_f1", "judge_composite"),
@@ -206,12 +206,7 @@ def _same_rows(
         replace(
             subject,
             evaluations=tuple(
-                Evaluation(
-                    tuple(row for row in one.rows if row.id in everyone),
-                    one.summary,
-                    one.meteor_missing,
-                    one.unit,
-                )
+                replace(one, rows=tuple(row for row in one.rows if row.id in everyone))
                 for one in subject.evaluations
             ),
         )
@@ -232,6 +227,10 @@ def _unlike(subjects: Sequence[Subject], prompts: dict[str, set[str]]) -> list[s
         found.append(
             f"not all were asked for the same length ({', '.join(asked)}): within and exact mean other things"
         )
+    missing = {
+        name: why for subject in subjects for one in subject.evaluations for name, why in one.missing.items()
+    }
+    found += [f"{title_of(name)} is missing: {why.rstrip('.')}" for name, why in missing.items()]
     references: dict[str, str] = {}
     if any(
         references.setdefault(row.id, row.reference) != row.reference

@@ -17,6 +17,8 @@ OVERLAP = (
 )
 SPREAD = ("length_error", "rougeL", "meteor", "bertscore_f1", "judge_composite", "repetition")
 """Metrics whose rows are shown one by one."""
+STEADY = ("length", "rougeL", "meteor", "chrf", "bertscore_f1", "judge_composite", "repetition", "novelty_2")
+"""Metrics of texts whose variation over samples is shown."""
 CONSISTENCY = "consistency_"
 """Before a metric's name in a summary: its coefficient of variation over samples of one row."""
 
@@ -124,9 +126,9 @@ def consistency(material: Material) -> Picture | None:
     for subject in material.subjects:
         for evaluation in subject.evaluations[:1]:
             held[subject.name] = {
-                name.removeprefix(CONSISTENCY): value
-                for name, value in evaluation.summary.items()
-                if name.startswith(CONSISTENCY) and isinstance(value, int | float)
+                name: value
+                for name in STEADY
+                if isinstance(value := evaluation.summary.get(f"{CONSISTENCY}{name}"), int | float)
             }
     held |= {name: dict(one.consistency) for name, one in material.json_answers.items() if one.consistency}
     held = {name: one for name, one in held.items() if one}

@@ -168,7 +168,7 @@ def _stages(panels: Sequence[Axes], run: RunCurves, place: int, named: bool) -> 
             for axes in panels:
                 axes.axvline(after + 0.5, color=colour, linewidth=0.8, linestyle=(0, (4, 3)))
         if named and len(stages) > 1:
-            start = after + 0.5 if number else after
+            start = after + 0.5 if number else min(row["step"] for row in run.rows)
             late = start > LATE * max(row["step"] for row in run.rows)
             label = panels[0].annotate(
                 f"{stage} ▸",

@@ -44,7 +44,7 @@ def evaluation(
         )
     return {
         "summary": {"rows": len(rows)},
-        "meteor_missing": "no WordNet here",
+        "meteor_missing": None,
         "rows": rows,
         "asked": {"target": target, "tolerance": tolerance, "unit": "tokens"},
     }

@@ -136,6 +136,8 @@ def test_what_to_mind(written: Made, before: dict[str, Any], after: dict[str, An
     assert "not all were asked for the same length (20 ± 2 tokens, 20 ± 5 tokens)" in asked
     assert "other references" in references
     assert material.asked is None
+    lacking = gathered(written("old", before, meteor_missing="install WordNet."), written("new", after))
+    assert lacking.warnings == ("METEOR is missing: install WordNet",)
 
 
 def test_several_answers_to_a_row_count_as_one(

@@ -142,7 +142,10 @@ def _subjects(
             shown = labels[0] if len(names) == 1 and not groups[0][0].is_run else name
             held[shown] = [source.scored[name] for source in groups[0]]
     else:
-        began = [[source.scored[BEFORE] for source in group if BEFORE in source.scored] for group in groups]
+        began = [
+            [source.scored[BEFORE] for source in group if source.is_run and BEFORE in source.scored]
+            for group in groups
+        ]
         first = next((one for one in began if one), None)
         if first:
             held[BEFORE] = first

@@ -15,7 +15,7 @@ QUALITY = ("judge_composite", "bertscore_f1", "meteor", "rougeL", "rouge1", "chr
 
 BY_PRECISION = ("bertscore_f1", "meteor", "rougeL", "rouge1", "chrf", "bleu")
 FALLS = (
-    " It falls by length alone where more is asked for than the references have: the length-matched baseline shows "
+    " {} falls by length alone where more is asked for than the references have: the length-matched baseline shows "
     "by how much."
 )
 
@@ -143,11 +143,12 @@ def tradeoff(material: Material) -> Picture | None:
         axes.set_ylabel(f"{title_of(quality)}{', percent' if scale == 100 else ''}")
         figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=2)
     on = [points[place] for place in sorted(front, key=lambda place: points[place][1])]
+    falls = FALLS.format(title_of(quality)) if quality in BY_PRECISION else ""
     words = listed([f"{name} ({x:.1f} off, {number(found[0], quality)})" for name, x, _, found in on])
     return Picture(
         "tradeoff",
         "Quality against length",
-        f"Means with 95 % intervals. Nothing is better in both than {words}.{FALLS if quality in BY_PRECISION else ''}",
+        f"Means with 95 % intervals. Nothing is better in both than {words}.{falls}",
         f"Scatter chart of {title_of(quality)} against the mean distance from the asked length, one point per policy",
         figure,
     )

@@ -97,6 +97,7 @@ def _picture(
         for place, run in enumerate(runs):
             _stages(list(panels), run, place, len(runs) == 1)
         panels[-1].set_xlabel("step")
+        panels[-1].xaxis.get_major_locator().set_params(integer=True)
         if len(runs) > 1 or curve_has_band(drawn, runs):
             handles, labels = _legend(list(panels))
             figure.legend(handles, labels, loc="outside upper left", ncols=2)

@@ -38,6 +38,8 @@ def test_two_files(written: Made, before: dict[str, Any], after: dict[str, Any])
     assert [one.verdict for one in material.comparisons] == ["better", "better"]
     assert material.warnings == ()
     assert gathered(written("old", before), written("new", after), baseline="new").baseline == "new"
+    # A file of that name is what it is, not what a run began from.
+    assert names(gathered(written("new", after), written("before", before))) == ["new", "before"]
 
 
 def test_a_run_is_shown_stage_by_stage(

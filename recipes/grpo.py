@@ -24,6 +24,7 @@ from mlx_sumrl.options.command_line import parse_command
 from mlx_sumrl.policy.policy import Policy
 from mlx_sumrl.reporting.curve_file import CURVES
 from mlx_sumrl.reporting.progress import Progress, make_progress
+from mlx_sumrl.reporting.report.run_report import leave_report
 from mlx_sumrl.reporting.run_folder import RunFolder
 from mlx_sumrl.rewards.scoring import build_rewards
 from mlx_sumrl.rollouts import LocalSampler, Sampling, TrainingSampler
@@ -99,7 +100,8 @@ def the_job(
         evaluations[stage.name] = evaluated(stage.name, config, run, policy, prepared.held_out, progress)
 
     exported = export(policy, config, run.path, trainer.state.step)
-    report(config, run, evaluations, exported)
+    page = leave_report(run.path, config.report, progress.note)
+    report(config, run, evaluations, exported, page)
 
 
 def evaluated(
@@ -140,7 +142,11 @@ def evaluated(
 
 
 def report(
-    config: RunConfig, run: RunFolder, evaluations: Mapping[str, Evaluation | None], exported: Sequence[Path]
+    config: RunConfig,
+    run: RunFolder,
+    evaluations: Mapping[str, Evaluation | None],
+    exported: Sequence[Path],
+    page: Path | None,
 ) -> None:
     """evaluation/final.json, the table, and sample summaries."""
     console = Console()
@@ -169,6 +175,8 @@ def report(
         console.print(f"exported {path}", markup=False, highlight=False)
     if (run.path / CURVES).is_file():
         console.print(f"curves {run.path / CURVES}", markup=False, highlight=False)
+    if page is not None:
+        console.print(f"report {page}", markup=False, highlight=False)
     console.print(f"run folder {run.path}", markup=False, highlight=False)
     if exported:
         console.print(how_to_share(run.path), markup=False, highlight=False, soft_wrap=True)

@@ -22,6 +22,7 @@ from mlx_sumrl.config import SftRunConfig
 from mlx_sumrl.options.command_line import exit_code_of, parse_command
 from mlx_sumrl.reporting.curve_file import CURVES
 from mlx_sumrl.reporting.progress import Progress, make_progress
+from mlx_sumrl.reporting.report.run_report import leave_report
 from mlx_sumrl.reporting.run_folder import RunFolder
 from mlx_sumrl.training.supervised_preparation import prepare_sft
 from mlx_sumrl.training.supervised_trainer import SupervisedTrainer
@@ -59,10 +60,13 @@ def the_job(config: SftRunConfig, run: RunFolder, progress: Progress) -> None:
     trainer, step = fine_tuned(config, prepared, run, progress)
 
     exported = export(policy, config, run.path, step)
-    report(run, trainer, step, exported)
+    page = leave_report(run.path, config.report, progress.note)
+    report(run, trainer, step, exported, page)
 
 
-def report(run: RunFolder, trainer: SupervisedTrainer, step: int, exported: Sequence[Path]) -> None:
+def report(
+    run: RunFolder, trainer: SupervisedTrainer, step: int, exported: Sequence[Path], page: Path | None
+) -> None:
     """The losses, what the exported policy answers, and where everything is."""
     console = Console()
     measured = [row for row in run.metrics() if "evaluation/loss" in row]
@@ -93,6 +97,8 @@ def report(run: RunFolder, trainer: SupervisedTrainer, step: int, exported: Sequ
         console.print(f"exported {path} (step {step}, {what})", markup=False, highlight=False, soft_wrap=True)
     if (run.path / CURVES).is_file():
         console.print(f"curves {run.path / CURVES}", markup=False, highlight=False, soft_wrap=True)
+    if page is not None:
+        console.print(f"report {page}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"run folder {run.path}", markup=False, highlight=False, soft_wrap=True)
     if exported:
         console.print(how_to_share(run.path), markup=False, highlight=False, soft_wrap=True)

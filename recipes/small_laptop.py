@@ -25,13 +25,14 @@ from rich.table import Table
 from mlx_sumrl.config import PolicyConfig, SmallLaptopConfig
 from mlx_sumrl.data.examples import config_rows, load_examples
 from mlx_sumrl.evaluation.evaluate import evaluate
-from mlx_sumrl.evaluation.intervals import Difference, compare
 from mlx_sumrl.evaluation.results import Evaluation
+from mlx_sumrl.evaluation.statistics import Difference, compare
 from mlx_sumrl.options.command_line import exit_code_of, parse_command
 from mlx_sumrl.policy.loading import load_policy
 from mlx_sumrl.policy.policy import Policy
 from mlx_sumrl.policy.quantizing import quantize
 from mlx_sumrl.reporting.progress import Progress, make_progress
+from mlx_sumrl.reporting.report.run_report import leave_report
 from mlx_sumrl.reporting.run_folder import RunFolder
 from mlx_sumrl.rollouts import LocalSampler, Sampling
 from mlx_sumrl.training.supervised_preparation import prepare_sft
@@ -87,7 +88,10 @@ def the_job(config: SmallLaptopConfig, run: RunFolder, progress: Progress) -> No
     )
     run.write_json("evaluation/difference.json", {name: asdict(one) for name, one in differences.items()})
     exported = write_cards(config, run.path, step)  # again, with what was measured after
+    page = leave_report(run.path, config.report, progress.note)
     report(config, run, len(after.rows), differences, exported)
+    if page is not None:
+        print(f"report {page}")
 
 
 def quantized(config: SmallLaptopConfig, run: RunFolder, progress: Progress) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from mlx_sumrl.config.answer import AnswerConfig
 from mlx_sumrl.config.asking import AskingConfig, PriceConfig, RetryConfig
+from mlx_sumrl.config.comparison import ComparisonConfig, IntervalConfig, RowTest
 from mlx_sumrl.config.data import DataConfig, GrammarConfig
 from mlx_sumrl.config.distill import (
     AnswerFilterConfig,
@@ -17,7 +18,13 @@ from mlx_sumrl.config.distill import (
 from mlx_sumrl.config.judge import Criterion, JudgeConfig, JudgeRewardConfig, JudgingConfig
 from mlx_sumrl.config.long_documents import LongDocumentsConfig
 from mlx_sumrl.config.masking import MaskingConfig, ReasoningConfig
-from mlx_sumrl.config.named_run import CheckpointConfig, CurvesConfig, ExportConfig
+from mlx_sumrl.config.named_run import (
+    CheckpointConfig,
+    CurvesConfig,
+    ExportConfig,
+    TrackerName,
+    TrackingConfig,
+)
 from mlx_sumrl.config.policy import (
     DEFAULT_DTYPE,
     REFERENCE_BITS,
@@ -39,7 +46,7 @@ from mlx_sumrl.config.rewards import GateConfig, RewardConfig, ScoringConfig
 from mlx_sumrl.config.rollouts import DEFAULT_LENGTH_UNIT, LengthConfig, LengthUnit, SamplingConfig
 from mlx_sumrl.config.room import Room
 from mlx_sumrl.config.run import EvaluationConfig, ReportingConfig, RunConfig
-from mlx_sumrl.config.small_laptop import ComparisonConfig, QuantizeRoom, SmallLaptopConfig
+from mlx_sumrl.config.small_laptop import BeforeAfterConfig, QuantizeRoom, SmallLaptopConfig
 from mlx_sumrl.config.stages import STEP_METRICS, StageConfig, UntilConfig
 from mlx_sumrl.config.structured import Decoding, StructuredConfig
 from mlx_sumrl.config.supervised import (
@@ -60,6 +67,7 @@ __all__ = [
     "AnswerConfig",
     "AnswerFilterConfig",
     "AskingConfig",
+    "BeforeAfterConfig",
     "CheckpointConfig",
     "ComparisonConfig",
     "Criterion",
@@ -76,6 +84,7 @@ __all__ = [
     "GateConfig",
     "GrammarConfig",
     "GrpoConfig",
+    "IntervalConfig",
     "JudgeConfig",
     "JudgeRewardConfig",
     "JudgingConfig",
@@ -97,6 +106,7 @@ __all__ = [
     "RetryConfig",
     "RewardConfig",
     "Room",
+    "RowTest",
     "RunConfig",
     "SamplingConfig",
     "ScoringConfig",
@@ -113,5 +123,7 @@ __all__ = [
     "SupervisedConfig",
     "TeacherSourceConfig",
     "TinyModelConfig",
+    "TrackerName",
+    "TrackingConfig",
     "UntilConfig",
 ]

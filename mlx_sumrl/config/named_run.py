@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -17,6 +17,8 @@ RunName = Annotated[
     ),
 ]
 """Each job has a default of its own."""
+
+TrackerName = Literal["tensorboard", "wandb"]
 
 
 class CheckpointConfig(Room):
@@ -53,6 +55,14 @@ class ExportConfig(Room):
     """Language for the model cards, as `en`."""
 
 
+class TrackingConfig(Room):
+    """Where the run's numbers are shown beside metrics.jsonl."""
+
+    trackers: tuple[TrackerName, ...] = ()
+    """`tensorboard` writes to tensorboard/ in the run's folder; `wandb` is set up by its own variables (WANDB_PROJECT,
+    WANDB_MODE=offline). Both need `pip install 'mlx_sumrl[track]'`."""
+
+
 class NamedRunConfig(Room):
     """A run that is written down in a folder of its own."""
 
@@ -62,6 +72,9 @@ class NamedRunConfig(Room):
     seed: int = Field(default=0, ge=0, lt=2**31)
     """One seed gives one run, bit for bit, on one machine."""
     curves: CurvesConfig = CurvesConfig()
+    reporting: TrackingConfig = TrackingConfig()
+    report: bool = True
+    """Write report.html when the run ends; `python -m recipes.compare runs/NAME` does it later, too."""
 
     @property
     def folder(self) -> Path:

@@ -8,7 +8,13 @@ from pydantic import Field, model_validator
 
 from mlx_sumrl.config.answer import AnswerConfig
 from mlx_sumrl.config.data import DataConfig
-from mlx_sumrl.config.named_run import CheckpointConfig, ExportConfig, NamedRunConfig, RunName
+from mlx_sumrl.config.named_run import (
+    CheckpointConfig,
+    ExportConfig,
+    NamedRunConfig,
+    RunName,
+    TrackingConfig,
+)
 from mlx_sumrl.config.policy import PolicyConfig
 from mlx_sumrl.config.rewards import ScoringConfig
 from mlx_sumrl.config.rollouts import DEFAULT_LENGTH_UNIT, LengthConfig, SamplingConfig
@@ -17,7 +23,7 @@ from mlx_sumrl.config.stages import StageConfig
 from mlx_sumrl.config.training import GrpoConfig, OptimizerConfig, SftConfig
 
 
-class ReportingConfig(Room):
+class ReportingConfig(TrackingConfig):
     """What the run writes down."""
 
     rollouts_every: int = Field(default=10, gt=0)

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from mlx_sumrl.config.comparison import IntervalConfig
 from mlx_sumrl.config.named_run import RunName
 from mlx_sumrl.config.room import Room
 from mlx_sumrl.config.supervised import SftRunConfig
@@ -21,17 +22,13 @@ class QuantizeRoom(Room):
     """Weights that share a scale and a bias."""
 
 
-class ComparisonConfig(Room):
+class BeforeAfterConfig(IntervalConfig):
     """How the policy is measured before and after, and how sure the difference is."""
 
     max_tokens: int = Field(default=96, gt=1)
     """Most tokens of a summary, the stop token counted."""
     batch_size: int = Field(default=4, gt=0)
     """Prompts decoded at once; more need more memory."""
-    resamples: int = Field(default=9999, gt=99)
-    """Times that the held-out rows are drawn anew for an interval."""
-    confidence: float = Field(default=0.95, gt=0, lt=1)
-    """Share of such intervals that hold the true difference."""
 
 
 class SmallLaptopConfig(SftRunConfig):
@@ -39,7 +36,7 @@ class SmallLaptopConfig(SftRunConfig):
 
     name: RunName = "small_laptop"
     quantize: QuantizeRoom = QuantizeRoom()
-    comparison: ComparisonConfig = ComparisonConfig()
+    comparison: BeforeAfterConfig = BeforeAfterConfig()
 
     base: ClassVar[str] = "base"
     """Folder of the quantised copy, below the run's."""

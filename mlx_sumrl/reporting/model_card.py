@@ -47,7 +47,7 @@ class CardFacts:
     losses: Sequence[tuple[int, float]]
     """(step, held-out loss in nats per token) of a supervised run."""
     differences: Mapping[str, Mapping[str, float]]
-    """Metric -> what `mlx_sumrl.evaluation.intervals.Difference` holds, where it was measured."""
+    """Metric -> what `mlx_sumrl.evaluation.statistics.Difference` holds, where it was measured."""
 
 
 def facts_of(config: RunConfig | SftRunConfig, run: Path, step: int) -> CardFacts:

@@ -14,7 +14,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +27,7 @@ from mlx_sumrl.config.named_run import NamedRunConfig
 from mlx_sumrl.errors import UserError
 from mlx_sumrl.options.errors import validation_sentence
 from mlx_sumrl.reporting.json_files import encoded, replacing, rows, write_json
+from mlx_sumrl.reporting.trackers import AttachedTrackers, check_trackers
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
@@ -58,15 +59,17 @@ class RunFolder:
     def __init__(self, path: Path, lock: IO[str]) -> None:
         self.path = path
         self._lock = lock
+        self._trackers: AttachedTrackers | None = None
 
     @classmethod
     def create(cls, config: NamedRunConfig) -> Self:
         """Make the folder of a new run and write config.json.
 
         A folder with nothing but a config.json is of a run that failed before it began, and is taken over.
-        Raises `UserError` when it holds a run, or another process has it.
+        Raises `UserError` when it holds a run, another process has it, or a tracker is not installed.
         """
         path = config.folder
+        check_trackers(config.reporting.trackers)
         held = [name for name in RECORDS if (path / name).exists()]
         if held:
             raise UserError(
@@ -115,9 +118,20 @@ class RunFolder:
         write_json(target, content)
         return target
 
+    def track(self, config: NamedRunConfig, note: Callable[[str], None]) -> None:
+        """From now on the trackers of the options see what `append_metrics` is given; ``note`` says when one fails.
+
+        Raises `UserError` when one is not installed or cannot start. `close` ends them.
+        """
+        if config.reporting.trackers and self._trackers is None:
+            options = config.to_json()
+            self._trackers = AttachedTrackers.started(config.reporting.trackers, self.path, options, note)
+
     def append_metrics(self, metrics: Mapping[str, Any]) -> None:
-        """One line of metrics.jsonl, flushed when this returns."""
+        """One line of metrics.jsonl, flushed when this returns; then the trackers' turn."""
         self._append(METRICS, [metrics])
+        if self._trackers is not None:
+            self._trackers.log(metrics, int(metrics["step"]))
 
     def append_rollouts(self, rollouts: Iterable[Mapping[str, Any]]) -> None:
         """One line of rollouts.jsonl each; every one should hold its ``step``."""
@@ -155,7 +169,9 @@ class RunFolder:
         ]
 
     def close(self) -> None:
-        """Give the folder free."""
+        """End the trackers, and give the folder free."""
+        if self._trackers is not None:
+            self._trackers.finish()
         self._lock.close()
 
     def __enter__(self) -> Self:

@@ -73,6 +73,8 @@ class SupervisedTrainer:
         self.run = run
         self.progress = progress or SilentProgress()
         self.curves = CurveFile(run.path, config.curves, self.progress.note) if run else None
+        if run:
+            run.track(config, self.progress.note)
         self.state = SupervisedState()
         self.guard = Guard(config.optimizer.max_bad_steps)
         self.optimizer = Optimizer(config.optimizer, derived_seed(config.seed, "rounding"))

@@ -60,6 +60,8 @@ class Trainer:
         self.run = run
         self.progress = progress or SilentProgress()
         self.curves = CurveFile(run.path, config.curves, self.progress.note) if run else None
+        if run:
+            run.track(config, self.progress.note)
         self.answers = AnswerPart.of(config.answer, policy.tokenizer)
         self.state = TrainState()
         self.guard = Guard(config.optimizer.max_bad_steps)

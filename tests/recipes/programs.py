@@ -59,6 +59,7 @@ def tiny_job(changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
         "checkpoint": {"every": 3},
         "reporting": {"rollouts_every": 2},
         "evaluation": {"samples": 1},
+        "report": False,
     }
     return dict(merged(options, changes or {}))
 

@@ -8,8 +8,8 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from mlx_sumrl.evaluation.intervals import compare, paired_difference
 from mlx_sumrl.evaluation.results import Evaluation, Row
+from mlx_sumrl.evaluation.statistics import compare, paired_difference
 
 OPTIONS = {"resamples": 9999, "confidence": 0.9, "seed": 0}
 

@@ -16,6 +16,8 @@ from mlx_sumrl.reporting.report.writing import write_report
 
 from .browser import LABELS, TEXTS, chromium, contrast, label_contrasts, rgb
 
+pytestmark = pytest.mark.slow  # a real run, and a browser
+
 ENOUGH = 4.5
 """WCAG 2 AA for text."""
 SCHEMES = ("light", "dark")

@@ -43,7 +43,7 @@ from mlx_sumrl.policy.tiny import make_tiny_model
 from mlx_sumrl.rollouts import LocalSampler, Sampling
 
 MODULE = "benchmarks.length_pass_rate"
-PROMPT_ONLY, TRAINED = "prompt-only", "trained"
+PROMPT_ONLY, TRAINED, ALONE = "prompt-only", "trained", "as it is"
 SECONDS = 4 * 3600.0
 """A model's answers to all targets take at most this long."""
 SEED = 0
@@ -129,7 +129,7 @@ def compared(arguments: argparse.Namespace, model: str | None) -> Report:
     for one in filter(None, (base, model)):
         model_folder(one)
     policies = {PROMPT_ONLY: (base, None)} if base else {}
-    policies[TRAINED] = (model, arguments.adapter)
+    policies[TRAINED if base else ALONE] = (model, arguments.adapter)
     found = {
         name: measured(MODULE, {"model": one, "adapter": adapter, "asked": vars(asked)}, SECONDS, aloud=True)
         for name, (one, adapter) in policies.items()
@@ -154,7 +154,7 @@ def compared(arguments: argparse.Namespace, model: str | None) -> Report:
         models={name: {"model": one, "adapter": adapter} for name, (one, adapter) in policies.items()},
         data=arguments.data or "the grammar",
         instruction=data.instruction,
-        rows=found[TRAINED]["rows"],
+        rows=max(result["rows"] for result in found.values()),
         confidence=CONFIDENCE,
         dtype=arguments.dtype,
         targets=pass_rates(answers, arguments.tolerances, CONFIDENCE),

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
+import mlx.core as mx
 import pytest
 
 from benchmarks import length_pass_rate
@@ -16,6 +17,7 @@ from mlx_sumrl.config import DataConfig, LengthConfig, PolicyConfig
 from mlx_sumrl.data.examples import config_rows, load_examples
 from mlx_sumrl.errors import UserError
 from mlx_sumrl.evaluation import evaluate
+from mlx_sumrl.policy.export import export_adapter
 from mlx_sumrl.policy.loading import load_policy
 from mlx_sumrl.rollouts import LocalSampler, Sampling
 from tests.benchmarks.programs import run, text_of
@@ -79,49 +81,45 @@ def here(module: str, task: dict[str, Any], seconds: float, aloud: bool) -> dict
 
 
 def test_real_summaries(
-    shared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """A real summariser, and the same with an adapter that changes what it writes."""
     monkeypatch.setattr(length_pass_rate, "measured", here)
-    model, data = shared / "models" / "summarizer-5m", shared / "data" / "dialogsum.validation.jsonl"
+    model, rows = shared / "models" / "summarizer-5m", shared / "data" / "dialogsum.validation.jsonl"
+    policies = {
+        name: load_policy(PolicyConfig(model=str(model), dtype="float32", tuning=tuning))
+        for name, tuning in (("prompt-only", "full"), ("trained", "lora"))
+    }
+    changed = policies["trained"]
+    noise = {name: mx.random.normal(w.shape, key=mx.random.key(1)) for name, w in changed.weights().items()}
+    changed.set_weights({name: w + 0.02 * noise[name] for name, w in changed.weights().items()})
+    export_adapter(changed, tmp_path / "adapter")
     instruction = "Summarize the conversation.\n\n{document}"
-    given = [
-        "--model",
-        str(model),
-        "--data",
-        str(data),
-        "--document-column",
-        "dialogue",
-        "--dtype",
-        "float32",
-    ]
-    asked = ["--instruction", instruction, "--rows", "6", "--targets", "28", "--tolerances", "0,6,25%"]
-    assert length_pass_rate.main([*given, *asked, "--json"]) == 0
+    given = ["--model", str(model), "--adapter", str(tmp_path / "adapter"), "--dtype", "float32", "--json"]
+    given += ["--data", str(rows), "--document-column", "dialogue", "--instruction", instruction]
+    assert length_pass_rate.main([*given, "--rows", "6", "--targets", "28", "--tolerances", "0,6,25%"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert list(report["models"]) == ["trained"]
     assert any("no length is told" in line for line in report["not_equal"])
-    assert any("--base" in line for line in report["not_equal"])
+    (target,) = report["targets"]
     options = DataConfig(
-        evaluation=str(data), document_column="dialogue", instruction=instruction, evaluation_rows=6
+        evaluation=str(rows), document_column="dialogue", instruction=instruction, evaluation_rows=6
     )
-    policy = load_policy(PolicyConfig(model=str(model), dtype="float32"))
-    for target in report["targets"]:
-        most = max(target["target"] + 16, round(1.5 * target["target"]) + 1)
-        fitting = options.model_copy(update={"max_prompt_tokens": policy.room_for_prompt(512, most)})
-        rows = config_rows(fitting, "evaluation", 0)
-        assert rows is not None
-        examples = load_examples(rows, fitting, policy.tokenizer, target["target"], "evaluation").examples
+    for name, policy in policies.items():
+        fitting = options.model_copy(update={"max_prompt_tokens": policy.room_for_prompt(512, 43)})
+        read = config_rows(fitting, "evaluation", 0)
+        assert read is not None
+        examples = load_examples(read, fitting, policy.tokenizer, 28, "evaluation").examples
+        found = evaluate(
+            LocalSampler(policy), examples, LengthConfig(target=28), Sampling(0, max_tokens=43), 6
+        )
         for one in target["tolerances"]:
-            length = LengthConfig(target=target["target"], tolerance=one["tolerance"])
-            expected = evaluate(
-                LocalSampler(policy), examples, length, Sampling(0, max_tokens=most), 8
-            ).summary
-            assert one["within"]["trained"]["share"] == expected["within"]
-            assert target["lengths"]["trained"]["mean"] == pytest.approx(expected["length_mean"])
-            assert target["lengths"]["trained"]["unfinished"] == expected["unfinished"]
-    shares = [
-        one["within"]["trained"]["share"] for target in report["targets"] for one in target["tolerances"]
-    ]
-    assert max(shares) > 0, "some are within"
+            passed = [
+                row.finish_reason == "stop" and abs(row.length - 28) <= one["tolerance"] for row in found.rows
+            ]
+            assert one["within"][name]["share"] == pytest.approx(sum(passed) / 6)
+        assert target["lengths"][name]["mean"] == pytest.approx(found.summary["length_mean"])
+        assert target["lengths"][name]["unfinished"] == pytest.approx(found.summary["unfinished"])
+    assert target["lengths"]["trained"] != target["lengths"]["prompt-only"], "the adapter is there"
     assert "25 % = 7" in text_of(length_pass_rate.table(report))
 
 

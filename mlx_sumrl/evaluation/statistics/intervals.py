@@ -103,9 +103,9 @@ def hierarchical_interval(
     found = []
     for start in range(0, resamples, batch := max(NUMBERS_AT_ONCE // rows, 1)):
         drawn = min(batch, resamples - start)
-        weights_BN = generator.multinomial(rows, np.full(rows, 1 / rows), size=drawn) / rows
+        drawn_BN = generator.integers(rows, size=(drawn, rows), dtype=np.int32)
         found.append(
-            weights_BN @ difference_N
+            difference_N[drawn_BN].mean(axis=1)
             + _drawn_seeds(other_SN, drawn, generator)
             - _drawn_seeds(baseline_SN, drawn, generator)
         )

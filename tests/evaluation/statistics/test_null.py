@@ -1,6 +1,6 @@
 """Experiments in which nothing differs: how often something is found, 2,000 times each.
 
-A right test at 5 % rejects in 73 to 126 of them, 99 times in 100.
+A right test at 5 % rejects in 76 to 126 of them, 99 times in 100.
 """
 
 from __future__ import annotations

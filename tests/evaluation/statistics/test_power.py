@@ -1,4 +1,4 @@
-"""Power: published values, and experiments that are run."""
+"""Power: the usual tables, statsmodels, and experiments that are run."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from mlx_sumrl.evaluation.statistics.row_tests import paired_t
 pytestmark = pytest.mark.filterwarnings("error")
 
 
-def test_published_rows() -> None:
-    """G*Power's manual names 34 pairs for d = .5; 199 and 15 (d = .2 and .8) are in Cohen's (1992) range."""
+def test_rows_of_the_tables() -> None:
+    """What tables of the paired t say for a small, a medium and a large effect, two-sided, power .8."""
     assert [rows_needed(d, 0.8, 0.05) for d in (0.2, 0.5, 0.8)] == [199, 34, 15]
     assert rows_needed(-0.5, 0.8, 0.05) == 34
 

@@ -7,10 +7,8 @@ metric that no run has takes no room. Nothing here changes matplotlib's global s
 from __future__ import annotations
 
 import io
-import logging
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlx_sumrl.errors import UserError
+from mlx_sumrl.reporting.drawing import drawn_in
 from mlx_sumrl.reporting.json_files import replacing, rows
 from mlx_sumrl.reporting.run_folder import METRICS, read_record
 
@@ -41,17 +40,10 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7
 """Told apart by people who confuse red and green (Okabe and Ito 2008)."""
 DASHES = ("-", "--", ":", "-.")
 STYLE = {
-    "svg.fonttype": "none",  # text stays text: it can be searched, and is small
-    "svg.hashsalt": "mlx_sumrl",  # the same picture is the same file
     "font.size": 9,
     "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
     "grid.color": "#e4e4e4",
     "grid.linewidth": 0.7,
-    "legend.frameon": False,
     "legend.fontsize": 8,
 }
 
@@ -172,7 +164,7 @@ def draw(runs: Sequence[RunCurves]) -> Figure:
         raise UserError(
             f"there is nothing to draw: no step of {', '.join(run.name for run in runs)} has a finite number in it"
         )
-    with _style():
+    with drawn_in(STYLE):
         from matplotlib.figure import Figure
 
         heights = [panel.height for panel in panels]
@@ -204,7 +196,7 @@ def save(figure: Figure, path: Path) -> None:
     """Write it as SVG or PNG; the file is complete or not there, and refers to nothing outside itself."""
     drawn = io.BytesIO()
     suffix = path.suffix[1:]
-    with _style():
+    with drawn_in(STYLE):
         metadata = dict.fromkeys(("Date", "Creator", "Format", "Type")) if suffix == "svg" else None
         figure.savefig(drawn, format=suffix, metadata=metadata, dpi=120)
     content = drawn.getvalue()
@@ -365,21 +357,3 @@ def _drawable(run: RunCurves, curve: Curve) -> bool:
 
 def _short(name: str) -> str:
     return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    """matplotlib's defaults and `STYLE`, whatever the user has set, who gets it back. It says nothing meanwhile: the
-    first time on a machine it would tell of its font cache in the middle of a run."""
-    logger = logging.getLogger("matplotlib")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        import matplotlib
-
-        with matplotlib.rc_context():
-            matplotlib.rcdefaults()
-            matplotlib.rcParams.update(STYLE)
-            yield
-    finally:
-        logger.setLevel(level)

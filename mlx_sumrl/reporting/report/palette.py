@@ -7,10 +7,10 @@ Nothing is told by colour alone: what is first, second, third has its own marker
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+
+from mlx_sumrl.reporting.drawing import drawn_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +79,9 @@ def look(place: int) -> Look:
 
 
 STYLE = {
-    "svg.fonttype": "none",  # text stays text: it can be searched, read out, and takes the page's colours
-    "svg.hashsalt": "mlx_sumrl",  # the same figure is the same file
     "font.size": 9.5,
     "axes.titlesize": 9.5,
-    "axes.titlelocation": "left",
     "axes.titleweight": "bold",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
     "axes.axisbelow": True,
     "axes.edgecolor": light("axis"),
     "axes.facecolor": "none",
@@ -101,7 +95,6 @@ STYLE = {
     "grid.linewidth": 0.7,
     "hatch.color": light("card"),
     "hatch.linewidth": 0.8,
-    "legend.frameon": False,
     "legend.fontsize": 9,
     "legend.labelcolor": light("ink"),
     "lines.linewidth": 1.5,
@@ -115,21 +108,9 @@ STYLE = {
 }
 
 
-@contextmanager
-def drawing() -> Iterator[None]:
-    """matplotlib's defaults and `STYLE`, whatever the user has set, who gets it back; it says nothing meanwhile."""
-    logger = logging.getLogger("matplotlib")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        import matplotlib
-
-        with matplotlib.rc_context():
-            matplotlib.rcdefaults()
-            matplotlib.rcParams.update(STYLE)
-            yield
-    finally:
-        logger.setLevel(level)
+def drawing() -> AbstractContextManager[None]:
+    """In the report's own style, see `drawn_in`."""
+    return drawn_in(STYLE)
 
 
 def css_variables() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from hypothesis import settings
 
 from mlx_sumrl.metrics.meteor import missing_wordnet
 
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # A shell lets jobs in the background ignore Ctrl-C, and so would every program that a test starts and stops by it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("ci", derandomize=True, deadline=None)
 if os.environ.get("CI"):
     settings.load_profile("ci")

@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -112,20 +113,18 @@ def real_sshd(folder: Path) -> Iterator[Remote]:
         f"IdentityFile {folder}/user_key\nIdentitiesOnly yes\nUserKnownHostsFile {known}\nGlobalKnownHostsFile none\n"
         "StrictHostKeyChecking no\n"  # the launcher must not be talked out of it
     )
-    daemon = subprocess.Popen(
-        [SSHD, "-D", "-e", "-f", str(folder / "sshd_config")], stderr=subprocess.PIPE, text=True
-    )
+    said = folder / "sshd.log"  # a file: a session that is left behind would hold a pipe open for ever
+    with said.open("w") as log:
+        daemon = subprocess.Popen([SSHD, "-D", "-e", "-f", str(folder / "sshd_config")], stderr=log)
     try:
-        assert daemon.stderr is not None
-        for line in daemon.stderr:
-            if "listening" in line:
-                break
-        else:
-            raise RuntimeError("sshd did not start")
+        while "listening" not in said.read_text():
+            if daemon.poll() is not None:
+                raise RuntimeError(f"sshd did not start: {said.read_text()}")
+            time.sleep(0.02)
         yield Remote(["--ssh-config", str(folder / "ssh_config")], port, known)
     finally:
         daemon.kill()
-        daemon.communicate()
+        daemon.wait()
 
 
 def simulated_ssh(folder: Path) -> Remote:

@@ -224,7 +224,7 @@ def _longest(policy: Policy, length: LengthConfig) -> int:
     """
     if length.unit != DEFAULT_LENGTH_UNIT:
         return (policy.context or 2 * DataConfig().max_prompt_tokens) // 2
-    return length.target + max(length.target // 2, length.tolerance + 1)
+    return length.target + max(length.target // 2, length.allowed + 1)
 
 
 def _room_for_prompt(policy: Policy, length: LengthConfig) -> int:

@@ -24,7 +24,7 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 from rich.console import Console
 
-from mlx_sumrl.config import DataConfig, EvaluationConfig
+from mlx_sumrl.config import DataConfig, EvaluationConfig, PolicyConfig
 from mlx_sumrl.data.examples import config_rows, load_examples
 from mlx_sumrl.evaluation.evaluate import evaluate
 from mlx_sumrl.evaluation.row_metrics import Combine, Scoring
@@ -32,6 +32,7 @@ from mlx_sumrl.evaluation.table import comparison_table, metrics_table
 from mlx_sumrl.metrics.bertscore import BertScorer
 from mlx_sumrl.metrics.catalogue import CATALOGUE
 from mlx_sumrl.options.command_line import exit_code_of, parse
+from mlx_sumrl.policy.loading import load_policy
 from mlx_sumrl.reporting.progress import make_progress
 from mlx_sumrl.rollouts import LocalSampler, Sampling
 from recipes import evaluate_predictions
@@ -61,6 +62,9 @@ class EvaluateConfig(GivenModel):
     """Layer whose vectors are compared; the one known to be best for the encoder, or its last, otherwise."""
     bertscore_idf: bool = False
     """Weigh a token by how few of the references have it."""
+    untouched: str | None = None
+    """A model folder or a Hugging Face id of the same tokenizer, as the one that training began with: each summary's
+    perplexity under it shows whether rewards have turned text into noise."""
     out: Path | None = None
     """Write summary and rows as JSON here."""
     predictions: Path | None = None
@@ -98,6 +102,7 @@ def main() -> None:
     limit = config.force_length or config.max_tokens
     scorer = config.scorer()  # the costly part comes after all that can be wrong
     policy, data, length = config.loaded(limit)
+    untouched = config.untouched and load_policy(PolicyConfig(model=config.untouched, dtype=config.dtype))
     rows = config_rows(data, "evaluation", config.seed)
     assert rows is not None  # the config has checked it
     loaded = load_examples(rows, data, policy.tokenizer, length.target, "evaluation")
@@ -117,6 +122,7 @@ def main() -> None:
             data=data,
             samples=config.samples,
             scoring=Scoring(config.several_references, scorer),
+            untouched=untouched or None,
         )
     result = replace(result, options={**result.options, **_options(config, data)})
     title = f"{len(result.rows)} rows, target {length}"

@@ -89,7 +89,7 @@ def the_job(
         progress.note(f"going on after step {trainer.state.step}")
 
     if config.sft:
-        trainer.sft(prepared.train, config.sft)
+        trainer.sft(prepared.taught, config.sft)
     evaluations = {"before": evaluated("before", config, run, policy, prepared.held_out, progress)}
     if config.evaluation.length_matched_baseline:
         evaluations["length-matched"] = evaluated(

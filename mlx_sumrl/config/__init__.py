@@ -47,7 +47,7 @@ from mlx_sumrl.config.rollouts import DEFAULT_LENGTH_UNIT, LengthConfig, LengthU
 from mlx_sumrl.config.room import Room
 from mlx_sumrl.config.run import EvaluationConfig, ReportingConfig, RunConfig
 from mlx_sumrl.config.small_laptop import BeforeAfterConfig, QuantizeRoom, SmallLaptopConfig
-from mlx_sumrl.config.stages import STEP_METRICS, StageConfig, UntilConfig
+from mlx_sumrl.config.stages import STEP_METRICS, ConstraintConfig, StageConfig, UntilConfig
 from mlx_sumrl.config.structured import Decoding, StructuredConfig
 from mlx_sumrl.config.supervised import (
     EarlyStoppingConfig,
@@ -70,6 +70,7 @@ __all__ = [
     "BeforeAfterConfig",
     "CheckpointConfig",
     "ComparisonConfig",
+    "ConstraintConfig",
     "Criterion",
     "CurvesConfig",
     "DataConfig",

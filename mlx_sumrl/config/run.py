@@ -65,17 +65,34 @@ class RunConfig(NamedRunConfig):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        longest = self.length.target + self.length.tolerance + 1
+        most = self.length.longest
+        longest = most + self.length.asked(most).allowed + 1
         in_tokens = self.length.unit == DEFAULT_LENGTH_UNIT
-        if in_tokens and self.length.target + 1 > self.sampling.max_tokens:
+        if in_tokens and most + 1 > self.sampling.max_tokens:
+            name = "length.targets" if self.length.targets else "length.target"
             raise ValueError(
-                f"length.target {self.length.target} can never be reached with sampling.max_tokens "
+                f"{name} {most} can never be reached with sampling.max_tokens "
                 f"{self.sampling.max_tokens}: raise it to at least {longest} (target, tolerance and the stop token)"
             )
         if not in_tokens and self.evaluation.length_matched_baseline:
             raise ValueError(
                 f"evaluation.length_matched_baseline counts tokens, and length.unit is {self.length.unit}: "
                 "leave it out"
+            )
+        if self.length.targets and self.evaluation.length_matched_baseline:
+            raise ValueError(
+                "evaluation.length_matched_baseline writes one length, and length.targets asks for several: leave "
+                "one of them out"
+            )
+        if self.length.targets and "{target_length}" not in self.data.instruction:
+            raise ValueError(
+                "length.targets asks each row for another length, and data.instruction does not tell it: write "
+                "{target_length} into it"
+            )
+        if self.sft and self.sft.own_length and "{target_length}" not in self.data.instruction:
+            raise ValueError(
+                "sft.own_length tells each row the length of its answer, and data.instruction has no place for it: "
+                "write {target_length} into it"
             )
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):

@@ -35,6 +35,32 @@ class UntilConfig(Room):
     """Steps in a row for which it has to be."""
 
 
+class ConstraintConfig(Room):
+    """Keep the mean of one reward at a level while the others are maximised: how much it weighs adapts.
+
+    After each step its weight's multiplier moves by `rate` times what is missing of the level, down to 0 and up to
+    `most`: a Lagrange multiplier by dual ascent (Tessler et al. 2018, arXiv:1805.11074).
+    """
+
+    reward: str = "within"
+    """Name of the reward of the stage whose mean is kept, as a share such as `within` has one."""
+    at_least: float = 0.95
+    """The level."""
+    rate: float = Field(default=0.1, gt=0)
+    """How much the multiplier moves in a step for a shortfall of 1."""
+    initial: float = Field(default=1.0, ge=0)
+    """What it begins with."""
+    most: float = Field(default=10.0, gt=0)
+    """What it never exceeds."""
+    scales: tuple[str, ...] = ()
+    """Names of the rewards whose weights it multiplies; the kept one's alone where none is named."""
+
+    @property
+    def scaled(self) -> tuple[str, ...]:
+        """Names of the rewards whose weights it multiplies."""
+        return self.scales or (self.reward,)
+
+
 class StageConfig(Room):
     """One stage of a curriculum."""
 
@@ -44,6 +70,8 @@ class StageConfig(Room):
     """Steps at most."""
     rewards: tuple[RewardConfig, ...] = Field(min_length=1)
     """What completions are paid for."""
+    constraint: ConstraintConfig | None = None
+    """Keep a reward's mean at a level by the weight that it has."""
     until: UntilConfig | None = None
     """Move on before `steps` once a metric is good enough."""
     learning_rate: float | None = Field(default=None, gt=0)
@@ -67,6 +95,19 @@ class StageConfig(Room):
                 f"stage {self.name!r} waits for {self.until.metric!r}, which is no metric of its steps; "
                 f"there are {', '.join(known)}"
             )
+        if self.constraint:
+            weights = {reward.label: reward.weight for reward in self.rewards}
+            for name in (self.constraint.reward, *self.constraint.scales):
+                if name not in weights:
+                    raise ValueError(
+                        f"stage {self.name!r}: its constraint names {name!r}, which is not among its rewards "
+                        f"({', '.join(labels)}); add it"
+                    )
+            if not any(weights[name] for name in self.constraint.scaled):
+                raise ValueError(
+                    f"stage {self.name!r}: its constraint multiplies the weight of "
+                    f"{', '.join(self.constraint.scaled)}, which is 0: give it another"
+                )
         for reward in self.rewards:
             if reward.gate and reward.gate.reward not in labels:
                 raise ValueError(

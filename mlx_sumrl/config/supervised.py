@@ -29,6 +29,9 @@ class SupervisedConfig(Room):
     """Token positions in one forward and backward pass; the gradient is the same whatever it is."""
     max_tokens: int = Field(default=1024, gt=1)
     """Most tokens of a row, prompt and answer together; less where the model reads less."""
+    own_length: bool = False
+    """Where the instruction says `{target_length}`, tell each row the length that its own answer has, in the unit of
+    `length`, in place of `length.target`: what the number means is then learned here."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of each target that is spread evenly over the vocabulary. Losses on held-out rows are without it."""
 
@@ -97,6 +100,11 @@ class SftRunConfig(NamedRunConfig):
         if (epochs is None) == (steps is None):
             said = "neither is there" if epochs is None else f"there are {epochs:g} epochs and {steps} steps"
             raise ValueError(f"give exactly one of sft.epochs and sft.steps: {said}")
+        if self.sft.own_length and "{target_length}" not in self.data.instruction:
+            raise ValueError(
+                "sft.own_length tells each row the length of its answer, and data.instruction has no place for it: "
+                "write {target_length} into it"
+            )
         held_out = self.data.evaluation is not None or self.data.grammar is not None
         if self.early_stopping.patience is not None and not held_out:
             raise ValueError(

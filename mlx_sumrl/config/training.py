@@ -72,6 +72,9 @@ class SftConfig(Room):
     """Optimiser steps."""
     batch_size: int = Field(default=16, gt=0)
     """Examples per step."""
+    own_length: bool = False
+    """Where the instruction says `{target_length}`, tell each row the length that its own answer has, in the unit of
+    `length`, in place of `length.target`: what the number means is then learned here."""
     micro_batch_tokens: int = Field(default=4096, gt=0)
     """Token positions in one forward and backward pass; the gradient is the same whatever it is."""
     optimizer: SftOptimizerConfig = SftOptimizerConfig()

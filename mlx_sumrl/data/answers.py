@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from mlx_sumrl.config import DEFAULT_LENGTH_UNIT, LengthUnit
 from mlx_sumrl.data.encoding import encode
+from mlx_sumrl.data.text_length import text_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -17,3 +20,8 @@ def answer_ids(tokenizer: PreTrainedTokenizerFast, reference: str, stop_id: int)
     is where the model learns how long an answer is.
     """
     return (*encode(tokenizer, reference, [(0, len(reference))]).ids, stop_id)
+
+
+def own_length(content_ids: Sequence[int], reference: str, unit: LengthUnit) -> int:
+    """How long a reference is, at least 1: its tokens [T] without the stop token, or what a reader counts."""
+    return max(len(content_ids) if unit == DEFAULT_LENGTH_UNIT else text_length(reference, unit), 1)

@@ -24,3 +24,5 @@ class Example:
     """Every column of the row, handed to reward functions by name."""
     references: tuple[str, ...] = ()
     """All summaries that people wrote, `reference` first, where there are several; for evaluation."""
+    target: int | None = None
+    """The length that its prompt asks for; None where all prompts of a run ask for the same."""

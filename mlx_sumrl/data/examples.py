@@ -83,8 +83,12 @@ def load_examples(
     tokenizer: PreTrainedTokenizerFast,
     target_length: int,
     which: Which = "train",
+    targets: Sequence[int] | None = None,
 ) -> LoadedExamples:
     """Every usable row as an example, its prompt asking for `target_length` tokens.
+
+    Args:
+        targets: the length that each row [N] is asked for in its place, which its example then knows.
 
     Raises:
         UserError: a column that does not exist, a chat template that cannot be used, more unusable rows than
@@ -100,7 +104,8 @@ def load_examples(
     if columns:  # else every row is broken, and is reported as such
         check_columns(config, columns, rows.name, option)
         template = PromptTemplate(config, tokenizer, columns, rows.name)
-    for row in rows.rows:
+    each: Sequence[int | None] = [None] * len(rows.rows) if targets is None else targets
+    for row, target in zip(rows.rows, each, strict=True):
         try:
             if row.broken is not None or template is None:
                 raise UnusableRowError(row.broken or "no columns")
@@ -110,15 +115,14 @@ def load_examples(
                 template,
                 config,
                 tokenizer,
-                target_length,
+                target_length if target is None else target,
                 row_id(row, config),
                 document,
                 references[0],
                 row.fields,
                 config.max_prompt_tokens,
             )
-            if len(references) > 1:
-                example = replace(example, references=references)
+            example = replace(example, references=references if len(references) > 1 else (), target=target)
         except UnusableRowError as error:
             counter.refuse(row.id, str(error))
             continue

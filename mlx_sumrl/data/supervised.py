@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mlx_sumrl.config import DataConfig, MaskingConfig
+from mlx_sumrl.config import DataConfig, LengthUnit, MaskingConfig
 from mlx_sumrl.data.examples import Which, check_columns, row_id, too_many_unusable
 from mlx_sumrl.data.prompts import UnusableRowError
 from mlx_sumrl.data.reasoning import kept_traces
@@ -56,7 +56,7 @@ def load_supervised(
     tokenizer: PreTrainedTokenizerFast,
     max_tokens: int,
     stop_id: int,
-    target_length: int,
+    target_length: int | LengthUnit,
     *,
     stop_ids: Collection[int] | None = None,
     which: Which = "train",
@@ -67,6 +67,7 @@ def load_supervised(
     written by the chat template, and each answer ends with the template's end of turn.
 
     Args:
+        target_length: what prompts ask for, or the unit in which each asks for the length of its own answer.
         stop_ids: every token that ends a completion; a template whose end of turn is not among them is refused.
             None: it is not looked at.
         which: the option, `data.train` or `data.evaluation`, that errors name.
@@ -107,7 +108,7 @@ def _makers(
     masking: MaskingConfig,
     tokenizer: PreTrainedTokenizerFast,
     limits: SupervisedLimits,
-    target_length: int,
+    target_length: int | LengthUnit,
     option: str,
 ) -> Callable[[Row], DocumentRows | ConversationRows]:
     """Which of the two makes an example of a row: a source of several may hold both kinds."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mlx_sumrl.config import DataConfig, MaskingConfig
-from mlx_sumrl.data.answers import answer_ids
+from mlx_sumrl.config import DataConfig, LengthUnit, MaskingConfig
+from mlx_sumrl.data.answers import answer_ids, own_length
 from mlx_sumrl.data.conversations import joined
 from mlx_sumrl.data.encoding import encode
 from mlx_sumrl.data.examples import fitted_example, usable_references, usable_text
@@ -39,11 +39,13 @@ class DocumentRows:
         masking: MaskingConfig,
         tokenizer: PreTrainedTokenizerFast,
         limits: SupervisedLimits,
-        target_length: int,
+        target_length: int | LengthUnit,
         columns: Sequence[str],
         source: str,
     ) -> None:
-        """Raises `UserError` for options or a chat template that do not fit, see `PromptTemplate`."""
+        """``target_length`` is what prompts ask for, or the unit in which each asks for the length of its own answer.
+
+        Raises `UserError` for options or a chat template that do not fit, see `PromptTemplate`."""
         self._data = data
         self._masking = masking
         self._tokenizer = tokenizer
@@ -83,13 +85,15 @@ class DocumentRows:
         reference = usable_references(row, data)[0]
         answer = self._answer(reference, name, keep_trace)
         check_answer_length(self._masking, len(answer))
+        asked = self._target_length
+        target = asked if isinstance(asked, int) else own_length(answer[:-1], reference, asked)
 
         def prompt(longest: int) -> tuple[tuple[int, ...], int]:
             example, lost = fitted_example(
                 self._templates[keep_trace],
                 data,
                 self._tokenizer,
-                self._target_length,
+                target,
                 name,
                 document,
                 reference,

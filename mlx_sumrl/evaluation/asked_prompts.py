@@ -23,7 +23,14 @@ def prompts_sha256(examples: Sequence[Example], data: DataConfig, length: Length
     digest = hashlib.sha256()
     for part in (
         [asked.system, asked.instruction, length.target],
-        *([one.document, *(str(one.fields.get(name)) for name in named)] for one in examples),
+        *(
+            [
+                one.document,
+                *(str(one.fields.get(name)) for name in named),
+                *([] if one.target is None else [one.target]),
+            ]
+            for one in examples
+        ),
     ):
         digest.update(json.dumps(part, ensure_ascii=False).encode(errors="surrogatepass") + b"\n")
     return digest.hexdigest()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from statistics import fmean, median
+from typing import TYPE_CHECKING
 
 from mlx_sumrl.config import DataConfig, LengthConfig
 from mlx_sumrl.data.example import Example
@@ -13,6 +15,9 @@ from mlx_sumrl.evaluation.row_metrics import Scoring
 from mlx_sumrl.evaluation.score import score_samples
 from mlx_sumrl.rollouts.answer_part import AnswerPart
 from mlx_sumrl.rollouts.types import Group, Sampler, Sampling
+
+if TYPE_CHECKING:
+    from mlx_sumrl.policy.policy import Policy
 
 
 def evaluate(
@@ -28,6 +33,7 @@ def evaluate(
     data: DataConfig | None = None,
     samples: int = 1,
     scoring: Scoring | None = None,
+    untouched: Policy | None = None,
 ) -> Evaluation:
     """``samples`` completions per example, ``batch_size`` prompts at a time, scored by `score_samples`.
 
@@ -35,7 +41,8 @@ def evaluate(
 
     With ``answers`` only that part of each completion is scored; the rows keep the whole beside it, and the summary
     says under ``reasoning_unfinished`` and ``reasoning_length`` what `AnswerPart.metrics` says. With ``data``, which
-    the examples were made by, the result knows what was asked (``prompts_sha256``).
+    the examples were made by, the result knows what was asked (``prompts_sha256``). With an ``untouched`` policy each
+    row has its ``perplexity`` under that one, and the summary also ``perplexity_median``.
     """
     groups = answered(sampler, examples, sampling, batch_size, seed, progress, samples)
     shown = groups if answers is None else answers.shown(groups)
@@ -44,6 +51,10 @@ def evaluate(
         options={"decoding": asdict(sampling) | {"samples": samples}, "seed": seed, "batch_size": batch_size},
         prompts_sha256=None if data is None else prompts_sha256(examples, data, length),
     )
+    if untouched is not None:
+        from mlx_sumrl.evaluation.perplexity import perplexities  # with MLX, which scoring does without
+
+        found = _with_perplexity(found, perplexities(untouched, groups), samples)
     reasoning = {} if answers is None else answers.metrics(groups, shown)
     if not reasoning:
         return found
@@ -52,6 +63,21 @@ def evaluate(
         for row, group in zip(found.rows, groups, strict=True)
     )
     said = {name.replace("/", "_"): value for name, value in reasoning.items()}
+    return replace(found, rows=rows, summary={**found.summary, **said})
+
+
+def _with_perplexity(found: Evaluation, values: Sequence[float | None], samples: int) -> Evaluation:
+    """``values`` are of every completion, ``samples`` for each row."""
+    firsts = values[::samples]
+    rows = tuple(
+        replace(row, metrics={**row.metrics, "perplexity": value})
+        for row, value in zip(found.rows, firsts, strict=True)
+    )
+    known = [value for value in firsts if value is not None]
+    said = {
+        "perplexity": fmean(known) if known else None,
+        "perplexity_median": median(known) if known else None,
+    }
     return replace(found, rows=rows, summary={**found.summary, **said})
 
 

@@ -22,9 +22,9 @@ class Asked:
     unit: LengthUnit
 
     @classmethod
-    def of(cls, length: LengthConfig) -> Self:
-        """What the options ask for."""
-        return cls(length.target, length.tolerance, length.unit)
+    def of(cls, length: LengthConfig) -> Self | None:
+        """What the options ask for; None where they ask each row for another."""
+        return None if length.targets else cls(length.target, length.allowed, length.unit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +59,13 @@ class Row:
     """All of them, where there are several."""
     samples: tuple[Sample, ...] = ()
     """Completions after the first, where several were drawn."""
+    target: int | None = None
+    """The length that this row was asked for, where rows were asked for different ones."""
     consistency: dict[str, float | None] = field(default_factory=dict)
     """Metric, or ``length`` -> its coefficient of variation over all completions of the row; see `consistency_of`."""
 
 
-_LEFT_OUT_WHERE_EMPTY = ("completion", "references", "samples", "consistency")
+_LEFT_OUT_WHERE_EMPTY = ("completion", "references", "samples", "target", "consistency")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,7 @@ class Evaluation:
     unit: LengthUnit = DEFAULT_LENGTH_UNIT
     """Of all lengths in it."""
     asked: Asked | None = None
-    """None in files of older versions, and where no length was asked for."""
+    """None in files of older versions, and where no length was asked for or another of each row."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Model, data, decoding, seed and the command: how to do it again. Plain JSON values."""
     prompts_sha256: str | None = None

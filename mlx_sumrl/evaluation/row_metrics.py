@@ -18,6 +18,7 @@ from mlx_sumrl.metrics.entities import entity_coverage
 from mlx_sumrl.metrics.extractiveness import compression, coverage, density, novelty
 from mlx_sumrl.metrics.meteor import meteor
 from mlx_sumrl.metrics.rouge import ROUGE_NAMES, rouge
+from mlx_sumrl.metrics.sentences import ends_sentence
 
 Metrics = dict[str, float | None]
 Combine = Literal["best", "mean"]
@@ -29,7 +30,7 @@ REFERENCE_METRICS = (*ROUGE_NAMES, "meteor", "bleu", "chrf", "entity_coverage")
 of them, too."""
 DOCUMENT_METRICS = (
     *("compression", "coverage", "density", "novelty_1", "novelty_2", "novelty_3"),
-    *("distinct_1", "distinct_2", "language_kept"),
+    *("distinct_1", "distinct_2", "language_kept", "ends_sentence"),
 )
 """Those that look at the text, or at the text and its document."""
 
@@ -85,6 +86,7 @@ def document_metrics(text: str, document: str) -> Metrics:
         **{f"novelty_{n}": novelty(text, document, n) for n in (1, 2, 3)},
         **{f"distinct_{n}": distinct([text], n) for n in (1, 2)},
         "language_kept": float(keeps_language(text, document)),
+        "ends_sentence": float(ends_sentence(text)),
     }
 
 

@@ -99,6 +99,7 @@ def _row(
     group: Group, completion: Completion, length: LengthConfig, scoring: Scoring, *, wordnet: bool
 ) -> Row:
     example = group.example
+    length = length.asked(example.target)
     references = example.references or (example.reference,)
     counted = length_in(completion, length.unit)
     return Row(
@@ -110,18 +111,23 @@ def _row(
         finish_reason=completion.finish_reason,
         metrics={
             "within": float(is_within(completion, length)),
-            "exact": float(is_within(completion, length.model_copy(update={"tolerance": 0}))),
+            "exact": float(completion.finish_reason == "stop" and counted == length.target),
             "length_error": float(counted - length.target),
             **reference_metrics(completion.text, references, scoring.references, wordnet=wordnet),
             "repetition": repetition(completion, REPETITION_NGRAM),
             **document_metrics(completion.text, example.document),
         },
         references=references if len(references) > 1 else (),
+        target=example.target,
     )
 
 
 def _summary(rows: Sequence[Row], length: LengthConfig) -> dict[str, float | None]:
-    lengths = LengthSummary.of([row.length for row in rows], [row.finish_reason for row in rows], length)
+    lengths = LengthSummary.of(
+        [row.length for row in rows],
+        [row.finish_reason for row in rows],
+        [length.asked(row.target) for row in rows],
+    )
     names = [name for name in rows[0].metrics if name not in _COUNTED_APART]
     assert set(names) >= {*REFERENCE_METRICS, *DOCUMENT_METRICS}
     return {

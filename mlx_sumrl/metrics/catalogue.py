@@ -131,6 +131,16 @@ _LANGUAGE = [
             "share of the reference's names and numbers that are in the summary (heuristic)",
         ),
         language_kept=("Language kept", "written in the language of the document"),
+        ends_sentence=("Whole sentences", "the text ends where a sentence does"),
+    ),
+    Metric(
+        "perplexity",
+        "Perplexity",
+        "ratio",
+        "lower",
+        1.0,
+        None,
+        "per token, under a model that was not trained on rewards: high where the text is noise",
     ),
 ]
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mlx_sumrl.config import LengthConfig
 from mlx_sumrl.errors import UserError
 from mlx_sumrl.reporting.drawing import drawn_in
 from mlx_sumrl.reporting.json_files import replacing, rows
@@ -112,7 +113,7 @@ class RunCurves:
     rows: Sequence[dict[str, Any]]
     """The lines of metrics.jsonl."""
     target: int | None = None
-    """Tokens asked for; None where no length was."""
+    """Tokens asked for; None where no length was, or several were."""
     tolerance: int = 0
 
     def points(self, curve: Curve) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -147,10 +148,11 @@ def read_curves(path: Path, name: str | None = None) -> RunCurves:
         raise UserError(f"{path} holds no run that has taken a step ({METRICS} is missing); {hint}")
     options = read_record(path)["options"]
     found = [row for _, row in rows(path / METRICS) if row is not None and isinstance(row.get("step"), int)]
-    length = options.get("length") or {}
+    length = LengthConfig.model_validate(options.get("length") or {})
     # Supervised runs have a length too; nobody's answers are held to it.
-    asked = length if "stages" in options else {}
-    return RunCurves(name or path.name, found, asked.get("target"), asked.get("tolerance", 0))
+    if "stages" not in options or length.targets:
+        return RunCurves(name or path.name, found)
+    return RunCurves(name or path.name, found, length.target, length.allowed)
 
 
 def draw(runs: Sequence[RunCurves]) -> Figure:

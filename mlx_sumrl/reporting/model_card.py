@@ -13,7 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mlx_sumrl.config import DataConfig, RunConfig, SftRunConfig, SmallLaptopConfig
+from mlx_sumrl.config import (
+    DEFAULT_LENGTH_UNIT,
+    DataConfig,
+    LengthConfig,
+    RunConfig,
+    SftRunConfig,
+    SmallLaptopConfig,
+)
 from mlx_sumrl.evaluation.results import Evaluation
 from mlx_sumrl.evaluation.table import comparison_markdown
 from mlx_sumrl.reporting.provenance import Provenance, Source, provenance_of, read_provenance
@@ -84,7 +91,7 @@ def card_text(kind: Kind, facts: CardFacts, place: str) -> str:
         f"it is the policy after step {facts.step}.",
         "## Data",
         _data_table(known),
-        *_asked(facts.config.data, facts.config.length.target, facts.config.length.tolerance),
+        *_asked(facts.config.data, facts.config.length),
         "## Options",
         _table(("option", "value"), list(_options(facts.config).items())),
         *_measured(facts),
@@ -156,12 +163,14 @@ def _data_table(known: Provenance) -> str:
     )
 
 
-def _asked(data: DataConfig, target: int, tolerance: int) -> list[str]:
+def _asked(data: DataConfig, length: LengthConfig) -> list[str]:
     blocks = [f"    {line}" for line in data.instruction.splitlines()]
     said = "What it was asked in training ({document} stands for the text"
-    said += f", {{target_length}} for {target}):" if "{target_length}" in data.instruction else "):"
+    asked = ", ".join(map(str, length.targets or (length.target,)))
+    said += f", {{target_length}} for {asked}):" if "{target_length}" in data.instruction else "):"
     counted = "Asked length" if "{target_length}" in data.instruction else "Length that counts as within"
-    found = [said, "\n".join(blocks), f"{counted}: {target} ± {tolerance} tokens of its own tokenizer."]
+    tokens = " tokens of its own tokenizer" if length.unit == DEFAULT_LENGTH_UNIT else ""
+    found = [said, "\n".join(blocks), f"{counted}: {length}{tokens}."]
     if data.system is not None:
         found.append(f"System prompt: {data.system}")
     return ["## How it was asked", *found]

@@ -42,20 +42,24 @@ def is_within(completion: Completion, length: LengthConfig) -> bool:
     """It stopped by itself and its length differs from the target by at most the tolerance."""
     if completion.finish_reason != "stop":
         return False
-    return abs(length_in(completion, length.unit) - length.target) <= length.tolerance
+    return abs(length_in(completion, length.unit) - length.target) <= length.allowed
 
 
 @dataclass(frozen=True, slots=True)
 class LengthReward:
-    """`length_reward` of every completion."""
+    """`length_reward` of every completion, for the length that its prompt asks for."""
 
     name: str
     target: int
+    """Of prompts that ask for what all do."""
     unit: LengthUnit = DEFAULT_LENGTH_UNIT
 
     def __call__(self, groups: Sequence[Group]) -> NDArray[np.float64]:
         """Shape [P, G], values in [-1, 0]."""
-        return score_each(groups, lambda _, completion: length_reward(completion, self.target, self.unit))
+        return score_each(
+            groups,
+            lambda example, completion: length_reward(completion, example.target or self.target, self.unit),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,4 +71,7 @@ class WithinReward:
 
     def __call__(self, groups: Sequence[Group]) -> NDArray[np.float64]:
         """Shape [P, G], values 0 and 1."""
-        return score_each(groups, lambda _, completion: float(is_within(completion, self.length)))
+        return score_each(
+            groups,
+            lambda example, completion: float(is_within(completion, self.length.asked(example.target))),
+        )

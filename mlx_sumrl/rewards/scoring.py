@@ -6,8 +6,8 @@ and not what was paid for it; gates and weights act only on what the policy is t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +48,17 @@ class Scores:
     def unscored(self) -> int:
         """Completions about which no reward had anything to say; their total is 0."""
         return int(np.isnan(self.gated_PGR).all(axis=-1).sum())
+
+    def scaled(self, factors: Mapping[str, float]) -> Scores:
+        """The same with some rewards' weights multiplied; what each reward said stays as it is."""
+        factors_R = np.array([factors.get(name, 1.0) for name in self.names])
+        weighted_PGR = self.weighted_PGR * factors_R
+        return replace(
+            self,
+            weights_R=self.weights_R * factors_R,
+            weighted_PGR=weighted_PGR,
+            total_PG=np.nansum(weighted_PGR, axis=-1),
+        )
 
     def means(self) -> dict[str, float | None]:
         """Mean of each component over the completions it has a value for; None where it has none."""

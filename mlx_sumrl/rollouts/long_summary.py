@@ -129,7 +129,7 @@ class LongSummarizer:
             rounds.append(tuple(parts))
             text = self._shorter(parts, len(encoding.ids), len(rounds))
             length = self._measured(text)
-            if length <= self._length.target + self._length.tolerance:
+            if length <= self._length.target + self._length.allowed:
                 finished = all(part.completion.finish_reason == "stop" for part in parts)
                 return LongSummary(text, length, finished, tuple(rounds))
         last = self._sampler.sample([example], 1, self._sampling, seed)[0].completions[0]

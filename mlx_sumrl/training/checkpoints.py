@@ -44,6 +44,8 @@ class TrainState:
     """Updates that moved the policy."""
     streak: int = 0
     """Steps in a row that have met the stage's condition to move on."""
+    multiplier: float | None = None
+    """Of the stage's constraint; None before its first step, and where it has none."""
     bad_in_a_row: int = 0
     bad_total: int = 0
 

@@ -11,8 +11,10 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_sumrl.config import OptimizerConfig, PolicyConfig, RunConfig, SftRunConfig
+from mlx_sumrl.data.answers import answer_ids, own_length
 from mlx_sumrl.data.example import Example
 from mlx_sumrl.data.examples import Which, config_rows, load_examples
+from mlx_sumrl.data.targets import drawn_targets
 from mlx_sumrl.errors import UserError
 from mlx_sumrl.policy.loading import load_policy
 from mlx_sumrl.policy.policy import Policy
@@ -33,6 +35,8 @@ class Prepared:
     train: list[Example]
     held_out: list[Example]
     """Rows never trained on; empty when the run names none."""
+    taught: list[Example]
+    """What supervised fine-tuning learns: `train`, or the same rows asked for the lengths of their own answers."""
 
 
 def prepare(config: RunConfig, folder: Path, note: Note) -> Prepared:
@@ -56,7 +60,7 @@ def prepare(config: RunConfig, folder: Path, note: Note) -> Prepared:
     _check_apart(train, held_out, note)
     note(memory_sentence(config, policy))
     tell_of_misreading(policy, note)
-    return Prepared(policy, train, held_out)
+    return Prepared(policy, train, held_out, _taught(config, policy, train))
 
 
 def tell_of_misreading(policy: Policy, note: Note) -> None:
@@ -164,10 +168,28 @@ def _examples(config: RunConfig, policy: Policy, which: Which, note: Note) -> li
     rows = config_rows(config.data, which, config.seed)
     if rows is None:
         return []
-    asked = config.data.asking_in(config.length.unit)
-    loaded = load_examples(rows, asked, policy.tokenizer, config.length.target, which)
+    asked, length = config.data.asking_in(config.length.unit), config.length
+    seed = derived_seed(config.seed, f"targets {which}")
+    targets = drawn_targets(length.targets, len(rows.rows), seed) if length.targets else None
+    loaded = load_examples(rows, asked, policy.tokenizer, length.target, which, targets)
     note(f"{which}: {loaded.report.describe()}")
     return loaded.examples
+
+
+def _taught(config: RunConfig, policy: Policy, train: list[Example]) -> list[Example]:
+    """What supervised fine-tuning learns. Raises `UserError` for a row without an answer."""
+    if config.sft is None or not config.sft.own_length:
+        return train
+    rows = config_rows(config.data, "train", config.seed)
+    assert rows is not None
+    column, unit = config.sft.reference_column or config.data.reference_column, config.length.unit
+    targets = []
+    for row in rows.rows:
+        held = row.fields.get(column)
+        text = str(held[0] if isinstance(held, list) and held else held).strip()
+        targets.append(own_length(answer_ids(policy.tokenizer, text, policy.stop_id)[:-1], text, unit))
+    asked = config.data.asking_in(unit)
+    return load_examples(rows, asked, policy.tokenizer, config.length.target, "train", targets).examples
 
 
 def _check_apart(train: list[Example], held_out: list[Example], note: Note) -> None:

@@ -28,14 +28,17 @@ def rollout_metrics(
     are only a part of them."""
     completions = [completion for group in groups for completion in group.completions]
     answers = [answer for group in shown or groups for answer in group.completions]
+    asked = [length.asked(group.example.target) for group in groups for _ in group.completions]
     lengths = np.array([length_in(answer, length.unit) for answer in answers])
+    off_by = np.abs(lengths - np.array([one.target for one in asked]))
+    allowed = np.array([one.allowed for one in asked])
     stopped = np.array([answer.finish_reason == "stop" for answer in answers])
     ages = np.array([policy_version - completion.policy_version for completion in completions])
     metrics: Metrics = {
         "reward/mean": float(scores.total_PG.mean()),
         "length/mean": float(lengths.mean()),
-        "length/within": float((stopped & (np.abs(lengths - length.target) <= length.tolerance)).mean()),
-        "length/exact": float((stopped & (lengths == length.target)).mean()),
+        "length/within": float((stopped & (off_by <= allowed)).mean()),
+        "length/exact": float((stopped & (off_by == 0)).mean()),
         "length/unfinished": float((~stopped).mean()),
         "groups/zero_spread": float(advantages.zero_spread),
         "staleness/mean": float(ages.mean()),

@@ -67,7 +67,7 @@ def supervised_rows(
         policy.tokenizer,
         min(config.sft.max_tokens, policy.context or config.sft.max_tokens),
         policy.stop_id,
-        config.length.target,
+        config.length.unit if config.sft.own_length else config.length.target,
         stop_ids=policy.stop_ids,
         which=which,
     )
@@ -117,10 +117,10 @@ def _check_length(config: SftRunConfig, policy: Policy, train: list[SupervisedEx
         return text_length(policy.decode(learned), unit)
 
     told = [one for one in train if not one.conversation]
-    if not told or "{target_length}" not in config.data.instruction:
+    if not told or config.sft.own_length or "{target_length}" not in config.data.instruction:
         return
     usual = median(map(length, told))
-    if abs(usual - asked) > config.length.tolerance:
+    if abs(usual - asked) > config.length.allowed:
         note(
             f"every prompt of a document asks for {asked} {unit} (length.target), and the answer in the middle has "
             f"{usual:g}: leave "

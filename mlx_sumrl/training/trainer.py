@@ -31,6 +31,7 @@ from mlx_sumrl.training.grpo import grpo_gradient, training_rows
 from mlx_sumrl.training.interrupts import finish_step_on_interrupt
 from mlx_sumrl.training.loss import token_means
 from mlx_sumrl.training.micro_batch import BatchGradient
+from mlx_sumrl.training.multiplier import moved_multiplier
 from mlx_sumrl.training.optimizer import Optimizer
 from mlx_sumrl.training.rollout_log import Metrics, rollout_metrics, rollout_records
 from mlx_sumrl.training.schedule import learning_rate
@@ -128,6 +129,13 @@ class Trainer:
             sampled = time.perf_counter()
             shown = self.answers.shown(groups)
             scores = scorer.scores(shown)
+            multiplier = None
+            if stage.constraint is not None:
+                kept = self.state.multiplier
+                multiplier = stage.constraint.initial if kept is None else kept
+                scores = scores.scaled(dict.fromkeys(stage.constraint.scaled, multiplier))
+                mean = scores.means()[stage.constraint.reward]
+                self.state.multiplier = moved_multiplier(multiplier, mean, stage.constraint)
             advantages = group_advantages(scores.weighted_PGR, scores.weights_R, options)
             metrics = rollout_metrics(
                 groups, scores, advantages, self.state.policy_version, config.length, shown
@@ -135,6 +143,8 @@ class Trainer:
             metrics |= self.answers.metrics(groups, shown)
             metrics |= self.sampler.report()
             metrics |= scorer.report()
+            if multiplier is not None:
+                metrics["constraint/multiplier"] = multiplier
             rows = training_rows(groups, advantages.values_PG)
             rate = learning_rate(config.optimizer, self.state.phase_step, stage.steps, stage.learning_rate)
             if broken := not _finite(groups):
@@ -201,7 +211,7 @@ class Trainer:
         if name in state.phases_done:
             return False
         if state.phase != name:
-            state.phase, state.phase_step, state.streak = name, 0, 0
+            state.phase, state.phase_step, state.streak, state.multiplier = name, 0, 0, None
             if fresh_optimizer:
                 self.optimizer.reset()
             untouched = state.step == 0 and self.policy.options.tuning != "full"

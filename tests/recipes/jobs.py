@@ -20,6 +20,7 @@ class Job:
     """A run in a folder of its own: options, policy and examples, and the rows of its metrics."""
 
     def __init__(self, folder: Path, changes: Mapping[str, Any]) -> None:
+        folder.mkdir(exist_ok=True)
         (folder / "mine.py").write_text(VOWELS)
         paid = [{"kind": "length"}, {"kind": "function", "function": f"{folder / 'mine.py'}:vowels"}]
         one = {
@@ -39,7 +40,7 @@ class Job:
         """All phases; the rows of metrics.jsonl."""
         trainer = self.trainer(sampler)
         if self.config.sft:
-            trainer.sft(self.prepared.train, self.config.sft)
+            trainer.sft(self.prepared.taught, self.config.sft)
         for stage in self.config.stages:
             trainer.stage(stage, self.prepared.train)
         return self.metrics()

@@ -19,8 +19,14 @@ def _completion(length: int = 0, finish_reason: FinishReason = "stop", text: str
     return Completion(ids, (-1.0,) * len(ids), finish_reason, 0, text)
 
 
-def _group(*completions: Completion, reference: str = "", prompt: str = "prompt", **fields: Any) -> Group:
-    return Group(Example("row", (1, 2), prompt, "document", reference, fields), completions)
+def _group(
+    *completions: Completion,
+    reference: str = "",
+    prompt: str = "prompt",
+    target: int | None = None,
+    **fields: Any,
+) -> Group:
+    return Group(Example("row", (1, 2), prompt, "document", reference, fields, target=target), completions)
 
 
 @pytest.fixture

@@ -44,6 +44,26 @@ def test_within_ends_at_the_tolerance_and_needs_a_stop(completion, group):
     assert within_PG.dtype == np.float64
 
 
+def test_each_prompt_s_own_length_counts(completion, group):
+    lengths = [24, 28, 44, 48, 51, 52]
+    groups = [
+        group(*map(completion, lengths), target=24),
+        group(*map(completion, lengths), target=48),
+        group(*map(completion, lengths)),
+    ]
+    asked = LengthConfig(target=64, targets=(24, 48), tolerance=3, tolerance_share=0.08)
+    np.testing.assert_allclose(
+        LengthReward("length", asked.target)(groups),
+        [
+            [0, -4 / 24, -20 / 24, -1, -1, -1],
+            [-0.5, -20 / 48, -4 / 48, 0, -3 / 48, -4 / 48],
+            [-40 / 64, -36 / 64, -20 / 64, -16 / 64, -13 / 64, -12 / 64],
+        ],
+    )
+    within_PG = WithinReward("within", asked)(groups)
+    np.testing.assert_array_equal(within_PG, [[1, 0, 0, 0, 0, 0], [0, 0, 0, 1, 1, 0], [0] * 6])
+
+
 def test_groups_of_different_sizes_and_none_at_all_are_refused(completion, group):
     reward = LengthReward("length", 64)
     with pytest.raises(ValueError, match=r"2 groups of sizes \[1, 2\]"):

@@ -139,7 +139,7 @@ def _scored(path: Path, content: Mapping[str, Any], length: Mapping[str, Any] | 
         ) from None
     if not evaluation.rows:
         raise UserError(f"{path} has no rows: evaluate on some")
-    said = content.get("asked") or length
+    said = content.get("asked") or (None if length and length.get("targets") else length)
     asked = None
     if isinstance(said, Mapping) and isinstance(said.get("target"), int):
         asked = Asked(said["target"], int(said.get("tolerance") or 0), evaluation.unit)

@@ -20,8 +20,9 @@ quickstart: install blas ## Make, fine-tune and train a tiny summariser; goes on
 		$(RUN) -m recipes.grpo_staged --config recipes/configs/quickstart.yaml; \
 	fi
 
+# One thread of BLAS for each process: more would wait for each other where two tests run side by side.
 test: install blas ## All tests; those that need what is not here are skipped with a reason
-	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 25
+	OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 25
 
 check: install ## Format, lint, types
 	$(VENV)/bin/ruff format --check .

@@ -76,6 +76,7 @@ def test_one_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         *("--stages.0.steps", "2", "--stages.1.steps", "2", "--data.train_rows", "32"),
         *("--data.evaluation_rows", "4", "--evaluation.length_matched_baseline", "false"),
         *("--grpo.prompts_per_step", "2", "--grpo.group_size", "4", "--scoring.processes", "1"),
+        *("--report", "false"),
     ]
     assert exit_code_of(lambda: grpo.main("grpo_staged", "", STAGED, argv)) == 0
     lines = (tmp_path / "length-study-staged-mr" / "metrics.jsonl").read_text().splitlines()

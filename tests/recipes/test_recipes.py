@@ -156,7 +156,12 @@ def test_staged_from_start_to_end(staged: Job, program: Program, tmp_path: Path)
     ended = program("evaluate", *given, "--out", "again/result.json")
     assert (ended.code, ended.err) == (0, "")
     again = json.loads((tmp_path / "again" / "result.json").read_text())
-    assert again == staged.json("evaluation/quality.json")
+    within_the_run = staged.json("evaluation/quality.json")
+    # Each says how it was made; the run itself says of which model in its own folder.
+    said = within_the_run.pop("options")
+    assert {name: again["options"][name] for name in said} == said
+    assert again.pop("options")["model"] == model
+    assert again == within_the_run
     assert "6 rows, target 12 ± 4" in ended.out
 
     post = again["rows"][0]

@@ -70,6 +70,7 @@ STATE = TrainState(
     phases_done=["sft", "length"],
     policy_version=119,
     streak=3,
+    multiplier=0.75,
     bad_in_a_row=1,
     bad_total=4,
 )

@@ -129,7 +129,7 @@ def spoiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[SftRunConfig, Sup
         folder,
         {
             "sft": {"steps": 60},
-            "optimizer": {"learning_rate": 1.0, "warmup_steps": 59},
+            "optimizer": {"learning_rate": 3.0, "warmup_steps": 59},
             "early_stopping": {"patience": 2},
             "evaluation": {"every": 2},
         },

@@ -20,9 +20,10 @@ quickstart: install blas ## Make, fine-tune and train a tiny summariser; goes on
 		$(RUN) -m recipes.grpo_staged --config recipes/configs/quickstart.yaml; \
 	fi
 
-# One thread of BLAS for each process: more would wait for each other where two tests run side by side.
+# One thread of BLAS for each process: more would wait for each other. Three processes on two cores: many tests wait
+# for servers that start or for time-outs.
 test: install blas ## All tests; those that need what is not here are skipped with a reason
-	OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 25
+	OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations 25
 
 check: install ## Format, lint, types
 	$(VENV)/bin/ruff format --check .

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from mlx_sumrl.config import (
     DEFAULT_DTYPE,
@@ -43,6 +45,15 @@ class GivenModel(Room):
     """0 is greedy."""
     seed: int = 0
     """Matters above temperature 0."""
+
+    @model_validator(mode="after")
+    def _check_length(self) -> Self:
+        if self.length.targets:
+            raise ValueError(
+                f"length.targets {', '.join(map(str, self.length.targets))} are drawn in training only: give one "
+                "--length.target at a time"
+            )
+        return self
 
     def loaded(self, max_tokens: int) -> tuple[Policy, DataConfig, LengthConfig]:
         """The model, and `data` and `length` as it was trained with them, prompts cut to leave ``max_tokens`` room.

@@ -69,6 +69,14 @@ class DataConfig(Room):
             )
         return self
 
+    def check_tells_length(self, option: str) -> None:
+        """Raises ValueError where the instruction has no place for the lengths that ``option`` gives each row."""
+        if "{target_length}" not in self.instruction:
+            raise ValueError(
+                f"{option} tells each row another length, and data.instruction has no place for it: write "
+                "{target_length} into it"
+            )
+
     def asking_in(self, unit: LengthUnit) -> Self:
         """These options with ``{length_unit}`` written out in the instruction."""
         # {{ and }} are braces of the text.

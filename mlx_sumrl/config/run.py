@@ -84,16 +84,10 @@ class RunConfig(NamedRunConfig):
                 "evaluation.length_matched_baseline writes one length, and length.targets asks for several: leave "
                 "one of them out"
             )
-        if self.length.targets and "{target_length}" not in self.data.instruction:
-            raise ValueError(
-                "length.targets asks each row for another length, and data.instruction does not tell it: write "
-                "{target_length} into it"
-            )
-        if self.sft and self.sft.own_length and "{target_length}" not in self.data.instruction:
-            raise ValueError(
-                "sft.own_length tells each row the length of its answer, and data.instruction has no place for it: "
-                "write {target_length} into it"
-            )
+        if self.length.targets:
+            self.data.check_tells_length("length.targets")
+        if self.sft and self.sft.own_length:
+            self.data.check_tells_length("sft.own_length")
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
             raise ValueError(f"two stages have the same name ({', '.join(names)}); give each its own")

@@ -100,10 +100,12 @@ class SftRunConfig(NamedRunConfig):
         if (epochs is None) == (steps is None):
             said = "neither is there" if epochs is None else f"there are {epochs:g} epochs and {steps} steps"
             raise ValueError(f"give exactly one of sft.epochs and sft.steps: {said}")
-        if self.sft.own_length and "{target_length}" not in self.data.instruction:
+        if self.sft.own_length:
+            self.data.check_tells_length("sft.own_length")
+        if self.length.targets:
             raise ValueError(
-                "sft.own_length tells each row the length of its answer, and data.instruction has no place for it: "
-                "write {target_length} into it"
+                "length.targets is for runs that reward a length: give length.target, or sft.own_length, which tells "
+                "each row the length of its own answer"
             )
         held_out = self.data.evaluation is not None or self.data.grammar is not None
         if self.early_stopping.patience is not None and not held_out:

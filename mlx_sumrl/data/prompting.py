@@ -48,6 +48,8 @@ def write_prompting(
 def as_trained(model: str, data: DataConfig, length: LengthConfig) -> tuple[DataConfig, LengthConfig]:
     """``data`` and ``length`` with what they leave unset taken from the model folder, where it has the file.
 
+    The several targets of a training run are left behind: whoever asks now asks for one length.
+
     Raises `UserError` for a file that cannot be read.
     """
     saved = _saved(model)
@@ -59,7 +61,9 @@ def as_trained(model: str, data: DataConfig, length: LengthConfig) -> tuple[Data
         raise _unreadable(model, error) from error
     return (
         trained_data.model_copy(update={name: getattr(data, name) for name in data.model_fields_set}),
-        trained_length.model_copy(update={name: getattr(length, name) for name in length.model_fields_set}),
+        trained_length.model_copy(
+            update={"targets": ()} | {name: getattr(length, name) for name in length.model_fields_set}
+        ),
     )
 
 

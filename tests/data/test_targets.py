@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from mlx_sumrl.config import DataConfig, LengthConfig, RunConfig
+from mlx_sumrl.config import DataConfig, LengthConfig, RunConfig, SftRunConfig
 from mlx_sumrl.data.examples import load_examples
+from mlx_sumrl.data.prompting import as_trained, write_prompting
 from mlx_sumrl.data.sources import Row, Rows
 from mlx_sumrl.data.targets import drawn_targets
+from recipes.given_model import GivenModel
 
 
 @given(
@@ -71,12 +74,32 @@ def test_what_is_asked_for_reads_well() -> None:
     assert str(LengthConfig(tolerance=2, targets=(24, 80), unit="words")) == "24 to 80 ± 2 words"
 
 
+def test_a_model_trained_on_several_is_asked_for_one(tmp_path: Path) -> None:
+    trained = LengthConfig(target=64, targets=(24, 80), tolerance=3, tolerance_share=0.08)
+    write_prompting(tmp_path, DataConfig(), trained, None)
+    _, length = as_trained(str(tmp_path), DataConfig(), LengthConfig(target=48))
+    assert (length.target, length.targets, length.tolerance, length.tolerance_share) == (48, (), 3, 0.08)
+    assert str(length) == "48 ± 3"
+
+
+def test_one_length_is_evaluated_at_a_time() -> None:
+    GivenModel.model_validate({"model": "m", "length": {"target": 24}})
+    with pytest.raises(ValidationError, match=r"length\.targets 24, 80 .* one --length\.target at a time"):
+        GivenModel.model_validate({"model": "m", "length": {"targets": [24, 80]}})
+
+
+def test_supervised_runs_reward_no_length() -> None:
+    options = {"policy": {"model": "m"}, "sft": {"steps": 1}}
+    with pytest.raises(ValidationError, match=r"length\.targets is for runs that reward a length"):
+        SftRunConfig.model_validate({**options, "length": {"targets": [24, 80]}})
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"length": {"targets": [24, 128]}}, "length.targets 128 can never be reached"),
         ({"length": {"targets": [0, 24]}}, "length.targets holds 0"),
-        ({"data": {"instruction": "Sum up: {document}"}}, "does not tell it"),
+        ({"data": {"instruction": "Sum up: {document}"}}, "length.targets tells each row another length"),
         ({"evaluation": {"length_matched_baseline": True}}, "writes one length"),
         ({"length": {"targets": [3, 24], "unit": "words"}}, "not below the least of length.targets, 3"),
     ],

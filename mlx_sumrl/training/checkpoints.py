@@ -97,6 +97,11 @@ def prune(folder: Path, keep: int, pinned: int | None = None) -> None:
         doomed = old.with_name(f"{UNFINISHED}pruned-{old.name}")
         os.replace(old, doomed)  # gone in one step: never a half checkpoint under a good name
         shutil.rmtree(doomed, ignore_errors=True)
+    remove_leftovers(folder)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left half written or half removed."""
     for leftover in folder.glob(f"{UNFINISHED}*"):
         shutil.rmtree(leftover, ignore_errors=True)
 

@@ -32,6 +32,7 @@ from mlx_sumrl.training.checkpoints import (
     TrainState,
     list_checkpoints,
     load_checkpoint,
+    remove_leftovers,
     save_checkpoint,
     take_policy,
 )
@@ -107,6 +108,7 @@ class SupervisedTrainer:
         """Go on from the run's newest checkpoint; False when it has none yet."""
         if self.run is None:
             return False
+        remove_leftovers(self._checkpoints)
         checkpoints = list_checkpoints(self._checkpoints)
         self.run.truncate_after(int(checkpoints[-1].name[5:]) if checkpoints else -1)
         if not checkpoints:

@@ -26,7 +26,13 @@ from mlx_sumrl.rollouts.answer_part import AnswerPart
 from mlx_sumrl.rollouts.local import LocalSampler
 from mlx_sumrl.rollouts.types import Group, NoSamplerError, Sampling, TrainingSampler
 from mlx_sumrl.training.advantages import group_advantages
-from mlx_sumrl.training.checkpoints import TrainState, list_checkpoints, load_checkpoint, save_checkpoint
+from mlx_sumrl.training.checkpoints import (
+    TrainState,
+    list_checkpoints,
+    load_checkpoint,
+    remove_leftovers,
+    save_checkpoint,
+)
 from mlx_sumrl.training.grpo import grpo_gradient, training_rows
 from mlx_sumrl.training.interrupts import finish_step_on_interrupt
 from mlx_sumrl.training.loss import token_means
@@ -72,6 +78,7 @@ class Trainer:
         """Go on from the run's newest checkpoint; False when it has none yet."""
         if self.run is None:
             return False
+        remove_leftovers(self.run.path / "checkpoints")
         checkpoints = list_checkpoints(self.run.path / "checkpoints")
         self.run.truncate_after(int(checkpoints[-1].name[5:]) if checkpoints else 0)
         if not checkpoints:

@@ -7,6 +7,7 @@ import random
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,10 +27,12 @@ from mlx_sumrl.training.checkpoints import list_checkpoints, load_checkpoint
 from mlx_sumrl.training.optimizer import Optimizer
 from mlx_sumrl.training.preparation import prepare
 from mlx_sumrl.training.trainer import Trainer
+from tests.recipes.forked import ForkedRecipes
 from tests.recipes.programs import VOWELS, start, tiny_job, write_options
 
 STEPS = 20
-KILLS = 10
+KILLS, STARTS = 10, 2
+"""Of the kills so many meet a process that has not begun its work."""
 CLOCKS = ("time/", "memory/", "tokens_per_second")
 """What differs between two runs of the same thing."""
 
@@ -138,43 +141,56 @@ def assert_whole(run: Path, policy: Policy) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="forks a process that has loaded MLX")
 def test_killed_again_and_again(uninterrupted: Uninterrupted) -> None:
     """SIGKILL at random moments, most of them in the midst of the work and some while a process starts."""
     folder, moments = uninterrupted.folder, random.Random(0)
     base = folder / "runs" / "whole" / "base"
     policy = load_policy(PolicyConfig(model=str(base), tuning="full", dtype="float32"))
-    at_start = set(moments.sample(range(KILLS), 2))
-    run, runs, kills, midway = folder / "runs" / "killed-0", 0, 0, 0
-    finished = False
-    while kills < KILLS or not finished:
+    run, runs, midway, code = folder / "runs" / "killed-0", 0, 0, None
+
+    def argv() -> list[str]:
         going_on = (run / "config.json").is_file()
-        argv = ["--resume", str(run)] if going_on else ["--config", uninterrupted.config, "--name", run.name]
-        process = start("grpo_staged", *argv, folder=folder)
-        if kills < KILLS:
-            if kills in at_start:
-                delay = moments.uniform(0, uninterrupted.seconds_to_start)
-            else:
-                started(process)
-                delay = moments.uniform(0, 0.6 * uninterrupted.seconds_of_work)
-            try:
-                said, _ = process.communicate(timeout=delay)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.communicate()
-                kills += 1
-                midway += bool(list_checkpoints(run / "checkpoints"))
-                assert_whole(run, policy)
-                finished = False
-                continue
-        else:
-            said, _ = process.communicate(timeout=120)
-        assert process.returncode == 0, said
+        return ["--resume", str(run)] if going_on else ["--config", uninterrupted.config, "--name", run.name]
+
+    def killed() -> None:
+        nonlocal midway
+        midway += bool(list_checkpoints(run / "checkpoints"))
+        assert_whole(run, policy)
+
+    def whole() -> None:
         assert_same(record(run), uninterrupted.record)
         assert not list((run / "checkpoints").glob(".*")), "nothing half is left"
-        finished = True
-        if kills < KILLS:
-            runs += 1
-            run = folder / "runs" / f"killed-{runs}"
+
+    for _ in range(STARTS):
+        program = start("grpo_staged", *argv(), folder=folder)
+        time.sleep(moments.uniform(0, uninterrupted.seconds_to_start))
+        program.kill()
+        program.communicate()
+        killed()
+    kills = STARTS
+    with ForkedRecipes(folder) as forked:
+        while kills < KILLS or code != 0:
+            process = forked.start("grpo_staged", *argv())
+            while "train:" not in process.said() and process.ended(0.01) is None:
+                pass
+            if kills < KILLS:
+                code = process.ended(moments.uniform(0, 0.6 * uninterrupted.seconds_of_work))
+                if code is None:
+                    process.kill()
+                    code = process.ended(60)
+                    if code != 0:
+                        assert code == -signal.SIGKILL, process.said()
+                        kills += 1
+                        killed()
+                        continue
+            else:
+                code = process.ended(120)
+            assert code == 0, process.said()
+            whole()
+            if kills < KILLS:
+                runs += 1
+                run = folder / "runs" / f"killed-{runs}"
     assert midway >= KILLS // 3, "some of the kills have to meet a run that has something to lose"
 
 

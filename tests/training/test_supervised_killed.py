@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -17,28 +14,12 @@ import mlx.core as mx
 import pytest
 
 from mlx_sumrl.training.checkpoints import list_checkpoints
+from tests.recipes.forked import Forked, ForkedRecipes
 
 from .test_supervised_trainer import assert_same as assert_arrays_same
 from .test_supervised_trainer import rows, sft_job
 
-ROOT = Path(__file__).parents[2]
 KILLS, STEPS = 5, 24
-PROGRAM = """
-import os, sys
-import recipes.sft, mlx_sumrl.training.supervised_trainer, transformers, mlx_lm.models.qwen2
-
-for line in sys.stdin:
-    # Loading Python takes longer than all the rest. Nothing of MLX has run before the fork.
-    process = os.fork()
-    if process == 0:
-        sys.stdout.write(f"{os.getpid()}\\n")
-        sys.stdout.flush()
-        os.dup2(2, 1)
-        recipes.sft.main(line.split())
-        os._exit(0)
-    _, status = os.waitpid(process, 0)
-    print(f"ended {status}", flush=True)
-"""
 
 
 def record(run: Path) -> dict[str, Any]:
@@ -70,60 +51,35 @@ def test_killed_again_and_again(tmp_path: Path) -> None:
     )
     (tmp_path / "job.yaml").write_text(json.dumps(config.to_json()))
     moments = random.Random(0)
-    parent = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    assert parent.stdin is not None
-    assert parent.stdout is not None
+    with ForkedRecipes(tmp_path) as forked:
 
-    def start(name: str) -> int:
-        folder = tmp_path / name
-        going_on = (folder / "config.json").is_file()
-        command = (
-            ["--resume", str(folder)]
-            if going_on
-            else ["--config", str(tmp_path / "job.yaml"), "--name", name]
-        )
-        print(*command, file=parent.stdin, flush=True)
-        return int(parent.stdout.readline())
+        def start(name: str) -> Forked:
+            going_on = (tmp_path / name / "config.json").is_file()
+            argv = ["--resume", name] if going_on else ["--config", "job.yaml", "--name", name]
+            return forked.start("sft", *argv)
 
-    def end() -> str:
-        return parent.stdout.readline().strip()
-
-    try:
-        start("whole")
+        process = start("whole")
         begun = time.monotonic()
-        assert end() == "ended 0"
+        assert process.ended(120) == 0, process.said()
         seconds = time.monotonic() - begun
         whole = record(tmp_path / "whole")
         assert [row["step"] for row in whole["metrics"]] == [*range(STEPS + 1)]
         assert any(name.startswith("export/") for name in whole["arrays"])
-        kills, met, runs, ended = 0, 0, 0, ""
-        while kills < KILLS or ended != "ended 0":
+        kills, met, runs, code = 0, 0, 0, None
+        while kills < KILLS or code != 0:
             name = f"killed-{runs}"
             process = start(name)
             if kills < KILLS:
                 time.sleep(moments.uniform(0.1, 0.6) * seconds)
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(process, signal.SIGKILL)
-            ended = end()
-            if ended == "ended 0":
+                process.kill()
+            code = process.ended(120)
+            if code == 0:
                 assert_same(record(tmp_path / name), whole)
                 runs += 1
             else:
-                assert ended == f"ended {int(signal.SIGKILL)}"
+                assert code == -signal.SIGKILL, process.said()
                 kills += 1
                 met += bool(list_checkpoints(tmp_path / name / "checkpoints"))
-    finally:
-        parent.kill()
-        said = parent.communicate()[1]
-        print(said)
     assert met >= KILLS // 2, "some of the kills have to meet a run that has something to lose"
 
 

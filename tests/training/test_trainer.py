@@ -111,6 +111,16 @@ class TestStages:
         assert job.metrics() == first
         assert np.array_equal(flat(job.policy.weights()), weights)
 
+    def test_what_a_kill_left_half_removed_goes(self, make_job: MakeJob) -> None:
+        job = make_job()
+        job.train()
+        whole = list_checkpoints(job.run.path / "checkpoints")
+        half = job.run.path / "checkpoints" / ".unfinished-pruned-step-000001"
+        half.mkdir()
+        (half / "policy.safetensors").write_bytes(b"half")
+        assert job.trainer().restore()
+        assert sorted((job.run.path / "checkpoints").iterdir()) == whole
+
     def test_moments_and_learning_rate_of_each_stage(self, make_job: MakeJob) -> None:
         changes = [{"learning_rate": 1e-3}, {"learning_rate": 5e-4}, {"optimizer": "fresh"}]
         job = make_job()

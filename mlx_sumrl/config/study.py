@@ -20,21 +20,21 @@ class StudyConfig(NamedFolderConfig):
     """A grid of runs, method by reward by seed, and the evaluations of what they leave."""
 
     name: RunName = "study"
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
     """Options of `recipes.grpo_staged` that every run has; `base: FILE` in it takes those of a run's own file. Name,
     folder and seed are given by the study."""
     methods: dict[str, dict[str, Any]] = Field(min_length=1)
     """Name -> options laid over `options`: stages above all. Among a stage's rewards `{kind: quality}` stands for the
     rewards of a set of `rewards`, with its weight times theirs and its other keys put on each; so does `quality` in
     `constraint.scales`."""
-    rewards: dict[str, tuple[dict[str, Any], ...]] = {}
+    rewards: dict[str, tuple[dict[str, Any], ...]] = Field(default_factory=dict)
     """Name -> list of rewards: what `quality` stands for. Each method that says `quality` is run with each set."""
     seeds: tuple[int, ...] = (0,)
     """Each method is run once with each."""
     evaluations: dict[str, dict[str, Any]] = Field(min_length=1)
     """Name -> options of `recipes.evaluate` with which every run's exported model is measured. What a run was asked
     (`data`, `length`, `answer`, most tokens) holds where they do not say otherwise."""
-    baselines: dict[str, dict[str, Any]] = {}
+    baselines: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Name -> options of `recipes.evaluate`, over each evaluation's, for the model that no run has trained yet."""
     untouched: str | None = None
     """Model under which each summary's perplexity is computed; `policy.model` of `options` otherwise."""

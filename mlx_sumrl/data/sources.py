@@ -216,7 +216,9 @@ def _read_dataset(name: str, split: str, limit: int | None, place: dict[str, str
     from datasets import load_dataset  # takes a second to import, and files do without it
 
     try:
-        last = limit is not None and limit < 0  # all are numbered, so that each has the number it has without a limit
+        last = (
+            limit is not None and limit < 0
+        )  # all are numbered, so that each has the number it has without a limit
         records = load_dataset(name, split=split if limit is None or last else f"{split}[:{limit}]", **place)
         rows = (Row(f"{name}/{split}:{n}", dict(record)) for n, record in enumerate(records, start=1))
         return _limited(rows, limit)

@@ -1,4 +1,4 @@
-"""Plain values that a program has put together -> one validated model, as if a file had held them. Never imports mlx."""
+"""Plain values that a program has put together -> one validated model. Never imports mlx."""
 
 from __future__ import annotations
 

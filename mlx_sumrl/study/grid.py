@@ -89,8 +89,8 @@ def _run(study: StudyConfig, method: str, rewards: str | None, seed: int) -> Stu
         options = with_rewards(options, study.rewards[rewards], whose)
     name = f"{line}-seed{seed}"
     own = {"name": name, "runs_dir": str(study.folder / "runs"), "seed": seed}
-    # Measured here and by the study's own evaluations: a report of each run would take as long as a small run.
-    options = merged({"report": False, "evaluation": {"samples": 0}}, options)
+    # The study measures and draws; a page and pictures of each run take as long as a small run.
+    options = merged({"report": False, "curves": {"draw": False}, "evaluation": {"samples": 0}}, options)
     options = merged(options, {**own, "export": {"fused": True}, "data": {"evaluation_rows": study.own_rows}})
     config = from_values(RunConfig, options, whose)
     if not config.stages:
@@ -99,11 +99,12 @@ def _run(study: StudyConfig, method: str, rewards: str | None, seed: int) -> Stu
 
 
 def _check_names(study: StudyConfig, runs: list[StudyRun]) -> None:
-    lines = dict.fromkeys((run.line, (run.method, run.rewards)) for run in runs)
+    lines = dict.fromkeys((run.line, run.method, run.rewards) for run in runs)
     met: dict[str, str] = {}
-    for name in [*study.baselines, *(line for line, _ in lines), *(run.name for run in runs)]:
-        other = met.setdefault(name.casefold(), name)
-        if other is not name:
+    for name in [*study.baselines, *(line for line, _, _ in lines), *(run.name for run in runs)]:
+        if name.casefold() in met:
             raise UserError(
-                f"the names {other} and {name} would be one: rename a method, a set of rewards or a baseline"
+                f"two things would be called {met[name.casefold()]} and {name}: rename a method, a set of rewards or "
+                "a baseline"
             )
+        met[name.casefold()] = name

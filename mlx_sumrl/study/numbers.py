@@ -45,7 +45,11 @@ def numbers_of(file: Path) -> Numbers:
     """The summary of an evaluation, and the median of its rows' perplexities where they have any."""
     content = json.loads(file.read_bytes())
     found = dict(content["summary"])
-    known = [row["metrics"]["perplexity"] for row in content["rows"] if row["metrics"].get("perplexity") is not None]
+    known = [
+        row["metrics"]["perplexity"]
+        for row in content["rows"]
+        if row["metrics"].get("perplexity") is not None
+    ]
     if known:
         found[MEDIAN] = median(known)
     return found

@@ -6,7 +6,7 @@ bad: repeats, variety, whether it ends a sentence, and its perplexity under the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any
@@ -104,7 +104,7 @@ def budget_notes(trained: Sequence[Trained]) -> list[str]:
 
 
 def markdown(
-    name: str, sets: dict[str, Sequence[Line]], trained: Sequence[Trained], notes: Sequence[str]
+    name: str, sets: Mapping[str, Sequence[Line]], trained: Sequence[Trained], notes: Sequence[str]
 ) -> str:
     """All tables as GitHub Markdown."""
     parts = [f"# {name}"]
@@ -123,7 +123,7 @@ def markdown(
 
 
 def to_json(
-    name: str, sets: dict[str, Sequence[Line]], trained: Sequence[Trained], notes: Sequence[str]
+    name: str, sets: Mapping[str, Sequence[Line]], trained: Sequence[Trained], notes: Sequence[str]
 ) -> dict[str, Any]:
     """Every number: of each run and baseline, over seeds, and of budgets."""
     return {

@@ -43,12 +43,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     command = parse_command(
         StudyConfig, argv, prog="python -m recipes.study", description=DESCRIPTION, based=("options",)
     )
-    if isinstance(command.run, StudyConfig):
-        planned(command.run)  # before a folder is made
+    plan = planned(command.run) if isinstance(command.run, StudyConfig) else None  # before a folder is made
     study, folder = opened(command, StudyConfig)
     again = f"python -m recipes.study --resume {shlex.quote(str(folder.path))}"
     with folder, make_progress() as progress:
-        plan = planned(study)
+        plan = plan or planned(study)
         try:
             failures = the_job(study, plan, progress)
         except KeyboardInterrupt:
@@ -65,8 +64,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def the_job(study: StudyConfig, plan: Plan, progress: Progress) -> list[str]:
     """Everything that is not done yet, ``at_once`` runs side by side; what failed."""
-    # One live line cannot show several runs.
-    works = [Work(one, study, progress if study.at_once == 1 else PlainProgress()) for one in plan.subjects]
+    works = [
+        # One live line cannot show several runs.
+        Work(
+            one,
+            f"{place} of {len(plan.subjects)}",
+            study,
+            progress if study.at_once == 1 else PlainProgress(),
+        )
+        for place, one in enumerate(plan.subjects, 1)
+    ]
     waiting = deque(work for work in works if work.left)
     if len(waiting) < len(works):
         progress.note(f"{len(works) - len(waiting)} of {len(works)} runs and baselines are done already")
@@ -82,7 +89,9 @@ def the_job(study: StudyConfig, plan: Plan, progress: Progress) -> list[str]:
                     if not work.advance():
                         working.remove(work)
                         if not work.left:
-                            tell(work, plan, study, progress)
+                            tell(work, study, progress)
+                            if work.subject.run is not None and (waiting or working):
+                                show(plan, study)
                 time.sleep(POLL_S)
         finally:
             for work in working:
@@ -92,14 +101,18 @@ def the_job(study: StudyConfig, plan: Plan, progress: Progress) -> list[str]:
     return [work.failure for work in works if work.failure is not None]
 
 
-def tell(work: Work, plan: Plan, study: StudyConfig, progress: Progress) -> None:
-    """What has just been finished, and the table as it stands."""
+def tell(work: Work, study: StudyConfig, progress: Progress) -> None:
+    """What has just been finished, by the first of its evaluations."""
     title = next(iter(study.evaluations))
     line = line_of(work.subject.name, [work.subject.name], study.folder / "evaluation" / title)
     numbers = [f"{COLUMNS[name].title} {shown(line, name)}" for name in ("within", "meteor", "rougeL")]
     progress.note(f"{work.subject.name}: done in {duration(work.seconds)}; {', '.join(numbers)} on {title}")
-    if work.subject.run is not None:
-        Console().print(results_table(f"{study.name} so far, {title}", lines_of(study, plan, title)))
+
+
+def show(plan: Plan, study: StudyConfig) -> None:
+    """The table as it stands."""
+    title = next(iter(study.evaluations))
+    Console().print(results_table(f"{study.name} so far, {title}", lines_of(study, plan, title)))
 
 
 if __name__ == "__main__":

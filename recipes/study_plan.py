@@ -184,7 +184,8 @@ def _check_data(runs: list[StudyRun], subjects: list[Subject]) -> None:
                 )
             check_columns(data, rows.columns, rows.name, f"data.{which}")
         except UserError as error:
-            raise UserError(f"{whose}: {error}") from None
+            option = "" if f"data.{which}" in str(error) else f"data.{which}: "
+            raise UserError(f"{whose}: {option}{error}") from None
 
     def look(model: str | None, whose: str) -> None:
         if model is None or (model,) in seen:

@@ -27,8 +27,10 @@ LOOK_S = 1.0
 class Work:
     """One subject's programs, one after the other."""
 
-    def __init__(self, subject: Subject, study: StudyConfig, progress: Progress) -> None:
+    def __init__(self, subject: Subject, place: str, study: StudyConfig, progress: Progress) -> None:
         self.subject = subject
+        self.place = place
+        """Which of how many."""
         self.failure: str | None = None
         """What failed, in words, once something has."""
         self._study = study
@@ -103,9 +105,9 @@ class Work:
         self._finish = lambda: None
         self._shown = ("", 0)
         if (run.folder / CONFIG).is_file():
-            self._progress.note(f"{run.name}: going on with it")
+            self._progress.note(f"{run.name} ({self.place}): going on with it")
             return ["recipes.grpo_staged", "--resume", str(run.folder), *cluster]
-        self._progress.note(f"{run.name}: begins")
+        self._progress.note(f"{run.name} ({self.place}): begins")
         options = _written(self._study.folder / "options" / f"{run.name}.yaml", run.options)
         return ["recipes.grpo_staged", "--config", str(options), *cluster]
 

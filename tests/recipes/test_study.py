@@ -16,8 +16,11 @@ import numpy as np
 import pytest
 
 from mlx_sumrl.options.tree import merged
+from recipes.study import main
 
 from .programs import VOWELS, start, tiny_job, write_options
+
+pytestmark = pytest.mark.slow
 
 CLOCKS = ("time/", "memory/", "tokens_per_second")
 """What differs between two runs of the same thing."""
@@ -26,6 +29,7 @@ TAUGHT, STEPS = 24, 6
 """Supervised steps, in which the model learns to end at all, and those of the stages."""
 PATIENCE_S = 300.0
 
+SLOW = VOWELS.replace("    return", "    import time\n    time.sleep(0.2)\n    return")
 BROKEN = """
 def vowels(prompts, completions, **columns):
     raise RuntimeError("no vowels today")
@@ -42,7 +46,8 @@ def options(
         for n, post in enumerate(posts[:16])
     ]
     (folder / "posts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "mine.py").write_text(VOWELS)
+    for name in ("mine.py", "more.py"):
+        (folder / name).write_text(VOWELS)
     job = tiny_job({"policy": {"model": str(model)}, "grpo": {"group_size": 3}, "checkpoint": {"every": 2}})
     del job["policy"]["tiny"], job["data"]["grammar"]
     job["sft"] = {"steps": TAUGHT, "batch_size": 8, "optimizer": {"learning_rate": 1e-2}}
@@ -51,10 +56,11 @@ def options(
     job["scoring"] = {"processes": 0}
     write_options(folder, job)
     length, quality = {"kind": "length"}, {"kind": "quality", "weight": 2}
+    more = {"kind": "function", "function": "more.py:vowels", "name": "more", "weight": 0}
     given = {
         "options": {"base": "job.yaml"},
         "methods": {
-            "joint": {"stages": [{"name": "joint", "steps": STEPS, "rewards": [length, quality]}]},
+            "joint": {"stages": [{"name": "joint", "steps": STEPS, "rewards": [length, quality, more]}]},
             "staged": {
                 "stages": [
                     {"name": "length", "steps": 3, "rewards": [length]},
@@ -189,21 +195,38 @@ def test_the_pages_say_the_same(whole: Study) -> None:
     assert f"| {mean:.1f} ± {spread:.1f} |" in page
 
 
-def test_killed_and_interrupted_with_two_at_once_it_ends_the_same(
+def test_what_is_finished_is_only_put_together_again(
+    whole: Study, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(whole.folder)
+    page = whole.path / "study.md"
+    before, logs = page.read_bytes(), sorted(path.stat().st_mtime_ns for path in whole.path.glob("logs/*"))
+    page.unlink()
+    main(["--resume", "runs/study"])
+    said = capsys.readouterr().out
+    assert "5 of 5 runs and baselines are done already" in said
+    assert "begins" not in said
+    assert "measuring" not in said
+    assert said.rpartition("trained on")[2] == whole.said.rpartition("trained on")[2]
+    assert page.read_bytes() == before
+    assert sorted(path.stat().st_mtime_ns for path in whole.path.glob("logs/*")) == logs
+
+
+def test_failed_killed_and_interrupted_with_two_at_once_it_ends_the_same(
     whole: Study, environment: None, tmp_path: Path, tiny_model: Path, posts: list[dict[str, str]]
 ) -> None:
-    """SIGKILL in training, SIGKILL in measuring, SIGINT in training; then the rest."""
+    """A reward that raises; mended, a SIGKILL in training, a SIGINT there, a SIGKILL in measuring; then the rest."""
     folder = tmp_path / "killed"
     given = options(folder, tiny_model, posts, {"at_once": 2})
-    study = Study(folder, "")
-    config = write_options(folder, given, "study.yaml")
+    (folder / "more.py").write_text(BROKEN)
+    study, again = Study(folder, ""), ("--resume", "runs/study")
 
     def steps(run: str) -> int:
         path = study.path / "runs" / run / "metrics.jsonl"
         return max(len(path.read_text().splitlines()) - TAUGHT, 0) if path.is_file() else 0
 
-    def stopped(number: signal.Signals, when: Callable[[], bool], *argv: str) -> tuple[int, str]:
-        process = start("study", *argv, folder=folder)
+    def stopped(number: signal.Signals, when: Callable[[], bool]) -> tuple[int, str]:
+        process = start("study", *again, folder=folder)
         until = time.monotonic() + PATIENCE_S
         while not when():
             assert process.poll() is None, process.communicate()
@@ -212,77 +235,54 @@ def test_killed_and_interrupted_with_two_at_once_it_ends_the_same(
         process.send_signal(number)
         return ended(process)
 
-    again = ("--resume", "runs/study")
-    stopped(signal.SIGKILL, lambda: steps("joint-seed0") >= 3, "--config", config)
-    assert steps("joint-seed0") < STEPS, "it was killed with the study"
-    started = study.json("runs/joint-seed0/config.json")["started"]
-    evaluation = study.path / "evaluation" / "posts"
-    stopped(
-        signal.SIGKILL,
-        lambda: any((study.path / "options" / "posts" / f"{run}.yaml").is_file() for run in RUNS),
-        *again,
+    code, said = ended(start("study", "--config", write_options(folder, given, "study.yaml"), folder=folder))
+    assert code == 2, said
+    error = next(line for line in said.splitlines() if line.startswith("error: "))
+    for run in ("joint-seed0", "joint-seed1"):
+        assert f"{run}: training failed with code 1" in said
+        assert f"{run} (training)" in error
+        assert steps(run) == 0
+    assert "RuntimeError: no vowels today" in said
+    assert "--resume runs/study" in error
+    assert "posts is without joint-seed0, joint-seed1" in said
+    assert list(study.json("study.json")["sets"]["posts"]) == ["untrained", "staged"]
+    finished = [study.path / "runs" / f"staged-seed{seed}" / "metrics.jsonl" for seed in (0, 1)]
+    started = [study.json(f"runs/{run}/config.json")["started"] for run in RUNS]
+    kept = [path.stat().st_mtime_ns for path in finished]
+
+    (folder / "more.py").write_text(SLOW)  # the same numbers, and time to hit a step
+    stopped(signal.SIGKILL, lambda: steps("joint-seed0") >= 2)
+    killed_at = steps("joint-seed0")
+    assert killed_at < STEPS, "it was killed with the study"
+    time.sleep(1.0)
+    assert steps("joint-seed0") == killed_at
+    checkpoints, log = (
+        study.path / "runs" / "joint-seed0" / "checkpoints",
+        study.path / "logs" / "joint-seed0.log",
     )
-    finished = [run for run in RUNS if (study.path / "runs" / run / "evaluation" / "final.json").is_file()]
-    assert finished
-    unfinished = [run for run in RUNS if steps(run) < STEPS]
-    assert unfinished
-    kept = {run: (study.path / "runs" / run / "metrics.jsonl").stat().st_mtime_ns for run in finished}
-    waited = unfinished[-1]
-    before = steps(waited)
-    code, said = stopped(signal.SIGINT, lambda: before < steps(waited) < STEPS, *again)
+    told, saved = len(log.read_text()), max(int(path.name[5:]) for path in checkpoints.glob("step-*"))
+
+    def goes_on() -> bool:
+        return "going on after step" in log.read_text()[told:] and steps("joint-seed0") > saved - TAUGHT
+
+    code, said = stopped(signal.SIGINT, goes_on)
     assert code == 130, said
     assert "stopping after this step" in said
     assert "go on with: python -m recipes.study --resume runs/study" in said
-    saved = sorted((study.path / "runs" / waited / "checkpoints").glob("step-*"))[-1]
-    assert int(saved.name.removeprefix("step-")) == TAUGHT + steps(waited), "the step was finished and saved"
+    saved = max(int(path.name[5:]) for path in checkpoints.glob("step-*"))
+    assert saved == TAUGHT + steps("joint-seed0"), "the step was finished and saved"
+    measuring = study.path / "options" / "posts" / "joint-seed0.yaml"
+    assert not measuring.exists()
+    stopped(signal.SIGKILL, measuring.exists)
     code, said = ended(start("study", *again, folder=folder))
     assert code == 0, said
-    assert "are done already" in said
+    assert re.search("[34] of 5 runs and baselines are done already", said)
+
     for run in RUNS:
         assert study.metrics(run) == whole.metrics(run)
         assert study.measured(run) == whole.measured(run)
-    for run, mtime in kept.items():
-        assert (study.path / "runs" / run / "metrics.jsonl").stat().st_mtime_ns == mtime, "trained once"
-    assert study.json("runs/joint-seed0/config.json")["started"] == started
-    assert not list(evaluation.glob("*.part"))
-    ours, theirs = (one.json("study.json") for one in (study, whole))
-    assert ours == theirs
+    assert [path.stat().st_mtime_ns for path in finished] == kept, "trained once"
+    assert [study.json(f"runs/{run}/config.json")["started"] for run in RUNS] == started
+    assert not list((study.path / "evaluation" / "posts").glob("*.part"))
+    assert study.json("study.json") == whole.json("study.json")
     assert (study.path / "study.md").read_bytes() == (whole.path / "study.md").read_bytes()
-
-
-def test_a_run_that_fails_is_named_and_the_others_finish(
-    environment: None, tmp_path: Path, tiny_model: Path, posts: list[dict[str, str]]
-) -> None:
-    folder = tmp_path / "failing"
-    given = options(folder, tiny_model, posts, {"seeds": [0]})
-    given["baselines"] = {}
-    given["methods"]["staged"]["stages"] = [
-        {"name": "length", "steps": STEPS, "rewards": [{"kind": "length"}]}
-    ]
-    (folder / "mine.py").write_text(BROKEN)
-    study = Study(folder, "")
-    code, said = ended(start("study", "--config", write_options(folder, given, "study.yaml"), folder=folder))
-    assert code == 2, said
-    assert "joint-seed0: training failed with code" in said
-    assert "no vowels today" in said
-    error = next(line for line in said.splitlines() if line.startswith("error: "))
-    assert "joint-seed0 (training)" in error
-    assert "--resume runs/study" in error
-    assert "posts is without joint-seed0" in said
-    assert list(study.json("study.json")["sets"]["posts"]) == ["staged"]
-    mtime = (study.path / "runs" / "staged-seed0" / "metrics.jsonl").stat().st_mtime_ns
-    (folder / "mine.py").write_text(VOWELS)
-    code, said = ended(start("study", "--resume", "runs/study", folder=folder))
-    assert code == 0, said
-    assert set(study.json("study.json")["sets"]["posts"]) == {"joint", "staged"}
-    assert (study.path / "runs" / "staged-seed0" / "metrics.jsonl").stat().st_mtime_ns == mtime
-    assert "1 of 2 runs and baselines are done already" in said
-    # Nothing is left: only what is made of the results is made again.
-    table, page = (said.rpartition("trained on")[2], (study.path / "study.md").read_bytes())
-    (study.path / "study.md").unlink()
-    code, said = ended(start("study", "--resume", "runs/study", folder=folder))
-    assert code == 0, said
-    assert "begins" not in said
-    assert "measuring" not in said
-    assert said.rpartition("trained on")[2] == table
-    assert (study.path / "study.md").read_bytes() == page

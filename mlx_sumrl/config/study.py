@@ -33,7 +33,7 @@ class StudyConfig(NamedFolderConfig):
     """Each method is run once with each."""
     evaluations: dict[str, dict[str, Any]] = Field(min_length=1)
     """Name -> options of `recipes.evaluate` with which every run's exported model is measured. What a run was asked
-    (`data`, `length`, `answer`, most tokens) holds where they do not say otherwise."""
+    (`data`, `length`, `answer`, most tokens) holds where they do not say otherwise, but for `data.evaluation_rows`."""
     baselines: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Name -> options of `recipes.evaluate`, over each evaluation's, for the model that no run has trained yet."""
     untouched: str | None = None

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypeVar
 
-from mlx_sumrl.config.named_run import NamedRunConfig
+from mlx_sumrl.config.named_run import NamedFolderConfig
 from mlx_sumrl.options.command_line import Command
 from mlx_sumrl.reporting.run_folder import RunFolder
 
-ConfigT = TypeVar("ConfigT", bound=NamedRunConfig)
+ConfigT = TypeVar("ConfigT", bound=NamedFolderConfig)
 
 
 def opened(command: Command[ConfigT], config_type: type[ConfigT]) -> tuple[ConfigT, RunFolder]:

@@ -49,6 +49,7 @@ from mlx_sumrl.config.run import EvaluationConfig, ReportingConfig, RunConfig
 from mlx_sumrl.config.small_laptop import BeforeAfterConfig, QuantizeRoom, SmallLaptopConfig
 from mlx_sumrl.config.stages import STEP_METRICS, ConstraintConfig, StageConfig, UntilConfig
 from mlx_sumrl.config.structured import Decoding, StructuredConfig
+from mlx_sumrl.config.study import StudyConfig
 from mlx_sumrl.config.supervised import (
     EarlyStoppingConfig,
     RateRangeConfig,
@@ -121,6 +122,7 @@ __all__ = [
     "SplitConfig",
     "StageConfig",
     "StructuredConfig",
+    "StudyConfig",
     "SupervisedConfig",
     "TeacherSourceConfig",
     "TinyModelConfig",

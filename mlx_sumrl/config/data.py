@@ -54,8 +54,8 @@ class DataConfig(Room):
     """A longer prompt loses the end of its document, never any of its template."""
     train_rows: int | None = Field(default=None, gt=0)
     """Read only the first rows."""
-    evaluation_rows: int | None = Field(default=200, gt=0)
-    """Evaluate on the first rows only; null takes all."""
+    evaluation_rows: int | None = 200
+    """Evaluate on the first rows only, or on so many of the last with a minus (-300); null takes all."""
     max_unusable_share: float = Field(default=0.05, ge=0, le=1)
     """Stop when a larger share of rows than this cannot be used."""
 
@@ -63,6 +63,8 @@ class DataConfig(Room):
     def _check(self) -> Self:
         if "{document}" not in self.instruction:
             raise ValueError("data.instruction must contain {document}, where the text to summarise goes")
+        if self.evaluation_rows == 0:
+            raise ValueError("data.evaluation_rows 0 leaves nothing to evaluate on: write null for all rows")
         if self.grammar is not None and (self.train or self.evaluation):
             raise ValueError(
                 "data.grammar makes its own rows: leave out data.train and data.evaluation, or data.grammar"

@@ -63,12 +63,31 @@ class TrackingConfig(Room):
     WANDB_MODE=offline). Both need `pip install 'mlx_sumrl[track]'`."""
 
 
-class NamedRunConfig(Room):
-    """A run that is written down in a folder of its own."""
+class NamedFolderConfig(Room):
+    """What is written down in a folder of its own: a run, or several."""
 
     name: RunName
     runs_dir: Path = Path("runs")
     """Where runs live."""
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.runs_dir / self.name
+
+    @property
+    def trackers(self) -> tuple[TrackerName, ...]:
+        """What shows its numbers elsewhere."""
+        return ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Every resolved option as plain JSON values."""
+        return self.model_dump(mode="json")
+
+
+class NamedRunConfig(NamedFolderConfig):
+    """A run."""
+
     seed: int = Field(default=0, ge=0, lt=2**31)
     """One seed gives one run, bit for bit, on one machine."""
     curves: CurvesConfig = CurvesConfig()
@@ -77,10 +96,6 @@ class NamedRunConfig(Room):
     """Write report.html when the run ends; `python -m recipes.compare runs/NAME` does it later, too."""
 
     @property
-    def folder(self) -> Path:
-        """The run's folder."""
-        return self.runs_dir / self.name
-
-    def to_json(self) -> dict[str, Any]:
-        """Every resolved option as plain JSON values."""
-        return self.model_dump(mode="json")
+    def trackers(self) -> tuple[TrackerName, ...]:
+        """What shows its numbers elsewhere."""
+        return self.reporting.trackers

@@ -59,7 +59,8 @@ def config_rows(config: DataConfig, which: Which, seed: int) -> Rows | None:
     limit = config.train_rows if which == "train" else config.evaluation_rows
     if config.grammar is not None:
         posts = make_posts(config.grammar.train_posts, config.grammar.evaluation_posts, seed)
-        return rows_from(f"the grammar ({which})", posts[which == "evaluation"][:limit])
+        made = posts[which == "evaluation"]
+        return rows_from(f"the grammar ({which})", made[limit:] if limit and limit < 0 else made[:limit])
     if which == "train":
         return None if config.train is None else _named_rows(config.train, config.train_split, limit)
     return (

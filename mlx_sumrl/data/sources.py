@@ -10,6 +10,7 @@ import csv
 import json
 import re
 import sys
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -60,7 +61,7 @@ def read_rows(
     revision: str | None = None,
     folder: str | None = None,
 ) -> Rows:
-    """Read the first `limit` rows (all: None) of a file, or of `split` of a Hugging Face dataset.
+    """Read the first `limit` rows (all: None; the last: below 0) of a file, or of `split` of a Hugging Face dataset.
 
     `name` is a file when it ends in a data file's suffix or is written like a path; `owner/name` without a
     suffix is a dataset. Broken records count towards `limit`. Of a dataset, `config_name` is its configuration
@@ -86,11 +87,15 @@ def read_rows(
         )
     readers = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
     try:
-        return Rows(name, list(islice(readers[suffix](path), limit)))
+        return Rows(name, _limited(readers[suffix](path), limit))
     except OSError as error:
         raise UserError(
             f"{name} cannot be read ({error.strerror or error}): check the file and its rights"
         ) from error
+
+
+def _limited(rows: Iterator[Row], limit: int | None) -> list[Row]:
+    return list(deque(rows, -limit) if limit is not None and limit < 0 else islice(rows, limit))
 
 
 def rows_from(name: str, records: list[dict[str, Any]], id_column: str = "id") -> Rows:
@@ -211,8 +216,12 @@ def _read_dataset(name: str, split: str, limit: int | None, place: dict[str, str
     from datasets import load_dataset  # takes a second to import, and files do without it
 
     try:
-        records = load_dataset(name, split=split if limit is None else f"{split}[:{limit}]", **place)
-        return [Row(f"{name}/{split}:{n}", dict(record)) for n, record in enumerate(records, start=1)]
+        last = (
+            limit is not None and limit < 0
+        )  # all are numbered, so that each has the number it has without a limit
+        records = load_dataset(name, split=split if limit is None or last else f"{split}[:{limit}]", **place)
+        rows = (Row(f"{name}/{split}:{n}", dict(record)) for n, record in enumerate(records, start=1))
+        return _limited(rows, limit)
     except Exception as error:  # datasets and the hub client raise dozens of kinds; all mean: no rows
         cause = f"{type(error).__name__}: {_first_line(error)}"
         raise UserError(

@@ -68,10 +68,12 @@ def parse_command(
     defaults: Mapping[str, Any] | None = None,
     extra: Mapping[str, str] | None = None,
     resumable: bool = True,
+    based: Sequence[str] = (),
 ) -> Command[ConfigT]:
     """As `parse`, for a recipe that can go on with a run (``--resume``) or has options of its own.
 
-    ``extra`` names those options (``{"cluster": "what --help says of it"}``); each takes one value.
+    ``extra`` names those options (``{"cluster": "what --help says of it"}``); each takes one value. ``based`` names
+    mappings at the top of the file that may have a ``base`` of their own.
     """
     extra = extra or {}
     defaults = defaults or {}
@@ -98,17 +100,21 @@ def parse_command(
         return Command(run=Path(own["resume"]), extra=values)
 
     config = own.get("config")
-    from_file = read_options(Path(config)) if config is not None else {}
+    from_file = read_options(Path(config), based) if config is not None else {}
     return Command(run=_validated(model, defaults, from_file, config, overrides), extra=values)
 
 
-def read_options(path: Path) -> dict[str, Any]:
+def read_options(path: Path, based: Sequence[str] = ()) -> dict[str, Any]:
     """The mapping in a YAML file, laid over that of the file that its key ``base`` names, seen from its folder.
 
-    The file's own keys win; mappings merge, lists are replaced. A base may have a base. Raises `UserError`.
+    The file's own keys win; mappings merge, lists are replaced. A base may have a base, and so may the mappings at
+    the top of a file that ``based`` names: theirs are other files' options. Raises `UserError`.
     """
-    met = [path]
-    values = read_yaml(path)
+    return _over_bases(_read_based(path, based), [path], based)
+
+
+def _over_bases(values: dict[str, Any], met: list[Path], based: Sequence[str]) -> dict[str, Any]:
+    """``values`` of the last file that was met over all that they are based on."""
     while "base" in values:
         base = values.pop("base")
         if not isinstance(base, str):
@@ -118,7 +124,15 @@ def read_options(path: Path) -> dict[str, Any]:
         met.append(met[-1].parent / base)
         if met[-1].resolve() in [one.resolve() for one in met[:-1]]:
             raise UserError(f"base {base} in {met[-2]} leads back to itself; leave one `base` out")
-        values = tree.merged(read_yaml(met[-1]), values)
+        values = tree.merged(_read_based(met[-1], based), values)
+    return values
+
+
+def _read_based(path: Path, based: Sequence[str]) -> dict[str, Any]:
+    values = read_yaml(path)
+    for name in based:
+        if isinstance(values.get(name), dict):
+            values[name] = _over_bases(values[name], [path], ())
     return values
 
 

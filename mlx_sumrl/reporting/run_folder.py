@@ -23,7 +23,7 @@ from typing import IO, Any, Self, TypeVar
 from pydantic import ValidationError
 
 from mlx_sumrl import blas
-from mlx_sumrl.config.named_run import NamedRunConfig
+from mlx_sumrl.config.named_run import NamedFolderConfig, NamedRunConfig
 from mlx_sumrl.errors import UserError
 from mlx_sumrl.options.errors import validation_sentence
 from mlx_sumrl.reporting.json_files import encoded, replacing, rows, write_json
@@ -33,8 +33,8 @@ CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 ROLLOUTS = "rollouts.jsonl"
 LOCK = ".lock"
-RECORDS = (METRICS, ROLLOUTS, "checkpoints", "evaluation", "export", "curves.svg", "report.html")
-"""What a run leaves behind beside config.json."""
+RECORDS = (METRICS, ROLLOUTS, "checkpoints", "evaluation", "export", "curves.svg", "report.html", "runs")
+"""What a run leaves behind beside config.json, or a study of several."""
 PACKAGES = (
     *(
         "mlx_sumrl",
@@ -50,7 +50,7 @@ PACKAGES = (
     *("safetensors", "datasets", "rouge-score", "nltk", "sacrebleu", "pydantic"),
 )
 
-ConfigT = TypeVar("ConfigT", bound=NamedRunConfig)
+ConfigT = TypeVar("ConfigT", bound=NamedFolderConfig)
 
 
 class RunFolder:
@@ -62,14 +62,14 @@ class RunFolder:
         self._trackers: AttachedTrackers | None = None
 
     @classmethod
-    def create(cls, config: NamedRunConfig) -> Self:
+    def create(cls, config: NamedFolderConfig) -> Self:
         """Make the folder of a new run and write config.json.
 
         A folder with nothing but a config.json is of a run that failed before it began, and is taken over.
         Raises `UserError` when it holds a run, another process has it, or a tracker is not installed.
         """
         path = config.folder
-        check_trackers(config.reporting.trackers)
+        check_trackers(config.trackers)
         held = [name for name in RECORDS if (path / name).exists()]
         if held:
             raise UserError(

@@ -264,6 +264,26 @@ def test_rows_that_the_options_name(tmp_path: Path) -> None:
     assert [len(rows.rows) for rows in made if rows] == [9, 3]
 
 
+def test_the_last_rows(tmp_path: Path) -> None:
+    """Each with the id that it has among all; 0 would be none."""
+    (tmp_path / "a.jsonl").write_text("".join(f'{{"x": {n}}}\n' for n in range(1, 6)))
+    for asked, held in ((-2, [4, 5]), (2, [1, 2]), (-9, [1, 2, 3, 4, 5])):
+        rows = config_rows(
+            DataConfig(evaluation=str(tmp_path / "a.jsonl"), evaluation_rows=asked), "evaluation", 0
+        )
+        assert rows is not None
+        assert [(row.id, row.fields) for row in rows.rows] == [(f"a.jsonl:{n}", {"x": n}) for n in held]
+    grammar = GrammarConfig(train_posts=9, evaluation_posts=5)
+    every, last = (
+        config_rows(DataConfig(grammar=grammar, evaluation_rows=n), "evaluation", 4) for n in (None, -2)
+    )
+    assert every is not None
+    assert last is not None
+    assert last.rows == every.rows[-2:]
+    with pytest.raises(ValueError, match=r"data\.evaluation_rows 0 leaves nothing"):
+        DataConfig(evaluation_rows=0)
+
+
 def test_grammar_posts_are_examples(chatml: Any) -> None:
     config = DataConfig(grammar=GrammarConfig(train_posts=9, evaluation_posts=5), id_column="id")
     source = config_rows(config, "train", 0)

@@ -131,6 +131,7 @@ def test_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     read_rows("owner/set", "train")
     assert asked == [("owner/set-v1.5", "test[:2]"), ("owner/set", "train")]
+    assert read_rows("owner/set", "train", -1).rows == [Row("owner/set/train:2", {"x": 2})]
 
 
 def test_unreachable_dataset(monkeypatch: pytest.MonkeyPatch) -> None:

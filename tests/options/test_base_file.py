@@ -55,3 +55,17 @@ def test_what_goes_wrong_is_named(tmp_path: Path, text: str, message: str) -> No
     top = write(tmp_path / "top.yaml", text)
     with pytest.raises(UserError, match=message):
         parse(Outer, ["--config", str(top)], prog="", description="")
+
+
+def test_a_room_of_the_file_may_have_a_base_of_its_own(tmp_path: Path) -> None:
+    write(tmp_path / "low.yaml", "a: 10\nb: 20")
+    write(tmp_path / "sub" / "middle.yaml", "base: ../low.yaml\nb: 21")
+    write(tmp_path / "sub" / "under.yaml", "inner: {base: middle.yaml, many: [4]}\nname: under")
+    top = write(tmp_path / "top.yaml", "base: sub/under.yaml\ninner: {b: 22}")
+    found = read_options(top, ("inner",))
+    assert found == {"name": "under", "inner": {"a": 10, "b": 22, "many": [4]}}
+    around = write(tmp_path / "around.yaml", "inner: {base: around.yaml}")
+    with pytest.raises(UserError, match="leads back to itself"):
+        read_options(around, ("inner",))
+    with pytest.raises(UserError, match=r"unknown option inner\.base"):
+        parse(Outer, ["--config", str(top)], prog="", description="")

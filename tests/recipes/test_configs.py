@@ -226,7 +226,10 @@ class TestRedditPosts:
 
 
 def test_every_file_is_looked_at_here() -> None:
-    assert sorted([*CONFIGS, *LAPTOPS]) == FILES
+    """But for the study's, which tests of `recipes.study` look at."""
+    studies = [file for file in FILES if recipe_of(file) == "study"]
+    assert [file.stem for file in studies] == ["study"]
+    assert sorted([*CONFIGS, *LAPTOPS, *studies]) == FILES
 
 
 @pytest.mark.parametrize("file", LAPTOPS, ids=lambda file: file.stem)

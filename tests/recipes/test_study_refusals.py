@@ -1,0 +1,156 @@
+"""What `recipes.study` says to mistakes: before a folder is made, in one sentence that names the thing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlx_sumrl.config import StudyConfig
+from mlx_sumrl.options.command_line import parse_command
+from mlx_sumrl.options.tree import merged
+from recipes.study_plan import planned
+
+from .programs import ROOT, Program, tiny_job, write_options
+
+
+def options(tiny_model: Path, posts: Path, changes: Mapping[str, Any]) -> dict[str, Any]:
+    shared = tiny_job({"policy": {"model": str(tiny_model)}})
+    del shared["policy"]["tiny"], shared["data"]["grammar"], shared["sft"]
+    shared["data"] |= {"train": str(posts), "evaluation": str(posts)}
+    stage = {"name": "only", "steps": 2, "rewards": [{"kind": "length"}, {"kind": "quality"}]}
+    given = {
+        "options": shared,
+        "methods": {"joint": {"stages": [stage]}},
+        "rewards": {"overlap": [{"kind": "rougeL"}]},
+        "evaluations": {"held": {}},
+    }
+    return dict(merged(given, changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"methods": {"joint": {"grpo": {"beta": "low"}}}},
+            ["method joint, rewards overlap", "grpo.beta", "'low'"],
+        ),
+        (
+            {"rewards": {"overlap": [{"kind": "function", "function": "no.py:f"}]}},
+            ["method joint, stage only", "no.py"],
+        ),
+        ({"methods": {"a b": {}}}, ["methods.a b", "letters"]),
+        ({"methods": {"joint": {"seed": 3}}}, ["methods.joint.seed", "study's"]),
+        ({"seeds": [1, 1]}, ["seeds", "[1, 1]"]),
+        (
+            {"evaluations": {"held": {"data": {"evaluation": "none.jsonl"}}}},
+            ["evaluations.held", "none.jsonl"],
+        ),
+        ({"evaluations": {"held": {"data": {"document_column": "post"}}}}, ["evaluations.held", "'post'"]),
+        (
+            {"evaluations": {"held": {"temprature": 1}}},
+            ["evaluations.held of joint", "temprature", "temperature"],
+        ),
+        ({"evaluations": {"held": {"samples": 3}}}, ["evaluations.held", "samples 3 at temperature 0"]),
+        ({"evaluations": {"held": {"out": "x.json"}}}, ["evaluations.held", "out cannot be set"]),
+        ({"evaluations": {"held": {"model": "M"}}}, ["evaluations.held", "model cannot be set"]),
+        ({"options": {"data": {"train": "none.jsonl"}}}, ["method joint", "data.train", "none.jsonl"]),
+        ({"options": {"data": {"train": None}}}, ["method joint", "data.train", "null"]),
+        ({"options": {"policy": {"model": "./none"}}}, ["./none", "model folder"]),
+        ({"untouched": "./none"}, ["untouched", "./none"]),
+        ({"baseline": "both"}, ["baseline", "'both'", "joint"]),
+        ({"at_once": 2, "cluster": "nodes.yaml"}, ["at_once 2", "cluster nodes.yaml"]),
+        ({"cluster": "nodes.yaml"}, ["nodes.yaml", "does not exist"]),
+        ({"baselines": {"drawn": {"force_lenght": 3}}}, ["drawn", "force_lenght", "force_length"]),
+        (
+            {"baselines": {"untrained": {}}, "options": {"policy": {"model": None, "tiny": {"layers": 2}}}},
+            ["baselines.untrained", "policy.tiny"],
+        ),
+    ],
+)
+def test_mistakes(
+    changes: dict[str, Any],
+    words: list[str],
+    program: Program,
+    tiny_model: Path,
+    posts_file: Path,
+    tmp_path: Path,
+) -> None:
+    ended = program("study", "--config", write_options(tmp_path, options(tiny_model, posts_file, changes)))
+    assert ended.code == 2, ended
+    assert len(ended.err.splitlines()) == 1
+    for word in words:
+        assert word in ended.err, ended.err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_an_evaluation_takes_over_from_the_run(
+    tiny_model: Path, posts_file: Path, tmp_path: Path
+) -> None:
+    """All that says how a model is asked; which rows, how many, and its own options are the evaluation's."""
+    other = tmp_path / "other.jsonl"
+    other.write_text("".join(json.dumps({"post": f"a {n}", "tldr": "b"}) + "\n" for n in range(9)))
+    changes = {
+        "methods": {"joint": {"data": {"instruction": "Short: {document}"}, "sampling": {"max_tokens": 30}}},
+        "evaluations": {
+            "other": {
+                "data": {
+                    "evaluation": str(other),
+                    "evaluation_rows": -4,
+                    "document_column": "post",
+                    "reference_column": "tldr",
+                },
+                "length": {"target": 9},
+            }
+        },
+        "baselines": {"drawn": {"temperature": 0.5}},
+        "own_rows": 5,
+    }
+    config = write_options(tmp_path, options(tiny_model, posts_file, changes))
+    command = parse_command(StudyConfig, ["--config", config], prog="", description="")
+    assert not isinstance(command.run, Path)
+    plan = planned(command.run)
+    drawn, joint = ({one.set: one.options for one in subject.measurements} for subject in plan.subjects)
+    assert plan.baseline == "drawn"
+    assert joint["held"]["data"]["instruction"] == "Short: {document}"
+    assert joint["held"]["data"]["evaluation"] == str(posts_file)
+    assert "evaluation_rows" not in joint["held"]["data"]
+    assert (joint["held"]["max_tokens"], joint["held"]["length"]["target"]) == (30, 12)
+    assert (
+        joint["other"]["data"] | {"evaluation_rows": -4, "document_column": "post"} == joint["other"]["data"]
+    )
+    assert (joint["other"]["length"]["target"], joint["other"]["length"]["tolerance"]) == (9, 4)
+    assert joint["held"]["untouched"] == drawn["held"]["model"] == str(tiny_model)
+    assert drawn["held"]["data"]["instruction"] == "Summarize.\n\n{document}", "asked as runs are by default"
+    assert (drawn["held"]["temperature"], drawn["held"]["max_tokens"]) == (0.5, 20)
+    assert "train" not in joint["held"]["data"]
+
+
+@pytest.mark.usefixtures("wordnet", "shared")
+def test_the_shipped_study(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    config = "recipes/configs/study.yaml"
+    command = parse_command(StudyConfig, ["--config", config], prog="", description="", based=("options",))
+    assert not isinstance(command.run, Path)
+    plan = planned(command.run)
+    runs = [one.run for one in plan.subjects if one.run is not None]
+    assert {run.method for run in runs} == {"length_only", "published", "joint", "gated", "constrained"}
+    assert {run.seed for run in runs} == {0, 1, 2}
+    for run in runs:
+        assert sum(stage.steps for stage in run.config.stages) == 200
+        assert (run.config.length.target, run.config.length.tolerance) == (64, 5)
+        quality = {one.label for one in run.config.stages[-1].rewards} - {"length", "within"}
+        assert quality == {"meteor", "rougeL"}
+    by_method = {run.method: run.config.stages for run in runs}
+    paid = {
+        name: {one.label for one in stages[-1].rewards if one.weight} for name, stages in by_method.items()
+    }
+    assert paid["length_only"] == {"length"}
+    assert paid["published"] == {"meteor", "rougeL"}
+    assert paid["joint"] == paid["gated"] == {"length", "meteor", "rougeL"}
+    assert {one.label for one in by_method["gated"][-1].rewards if one.gate} == {"meteor", "rougeL"}
+    assert by_method["constrained"][-1].constraint is not None
+    assert [one.set for one in plan.subjects[0].measurements] == ["validation", "tldr", "scitldr"]

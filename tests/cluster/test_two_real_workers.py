@@ -29,7 +29,7 @@ other busily. With six engines started here and two at work on two cores it take
 BACK_S = 120.0
 """From an engine's first healthy answer to its worker's serving the current version: a few seconds on a quiet machine;
 `back` prints how many."""
-STEPS = int(os.environ.get("CLUSTER_STEPS", "10"))
+STEPS = int(os.environ.get("CLUSTER_STEPS", "6"))
 """Of the runs in which nothing happens; 30 were tried by hand."""
 STOPPED_S = float(os.environ.get("CLUSTER_STOPPED_S", "5"))
 """How long a worker is held; a minute was tried by hand."""
@@ -106,7 +106,7 @@ def job(tuning: str, steps: int) -> dict[str, Any]:
             "length": {"target": 24, "tolerance": 3},
             "sampling": {"max_tokens": 40},
             "grpo": {"prompts_per_step": 4, "group_size": 4, "loss": "dapo"},
-            "checkpoint": {"every": 5},
+            "checkpoint": {"every": 3},
             "stages": [
                 {"name": "length", "steps": steps // 2, "rewards": paid[:1]},
                 {"name": "quality", "steps": steps - steps // 2, "rewards": paid},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import time
@@ -49,8 +50,13 @@ def test_the_same_run_bit_for_bit(tmp_path: Path) -> None:
 
 
 def pool_of(pid: int) -> list[psutil.Process]:
-    """Its worker processes."""
-    return [one for one in psutil.Process(pid).children() if "scoring_process" in " ".join(one.cmdline())]
+    """Its worker processes; other children come and go while one looks."""
+    found = []
+    for one in psutil.Process(pid).children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # a zombie, too
+            if "scoring_process" in " ".join(one.cmdline()):
+                found.append(one)
+    return found
 
 
 def is_there(process: psutil.Process) -> bool:

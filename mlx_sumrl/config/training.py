@@ -9,7 +9,6 @@ from pydantic import Field, model_validator
 from mlx_sumrl.config.policy import ReferenceKind
 from mlx_sumrl.config.room import Room
 
-
 Schedule = Literal["constant", "linear", "cosine", "inverse_sqrt", "stable_decay"]
 
 

@@ -102,7 +102,9 @@ def main() -> None:
     limit = config.force_length or config.max_tokens
     scorer = config.scorer()  # the costly part comes after all that can be wrong
     policy, data, length = config.loaded(limit)
-    untouched = config.untouched and load_policy(PolicyConfig(model=config.untouched, dtype=config.dtype))
+    untouched = config.untouched and load_policy(
+        PolicyConfig(model=config.untouched, dtype=config.dtype), trained=False
+    )
     rows = config_rows(data, "evaluation", config.seed)
     assert rows is not None  # the config has checked it
     loaded = load_examples(rows, data, policy.tokenizer, length.target, "evaluation")

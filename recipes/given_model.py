@@ -63,7 +63,8 @@ class GivenModel(Room):
         """
         data, length = as_trained(self.model, self.data, self.length)
         data = asked_to_reason(self.model, data, self.data, self.reasoning)
-        policy = load_policy(PolicyConfig(model=self.model, dtype=self.dtype), adapter=self.adapter)
+        options = PolicyConfig(model=self.model, dtype=self.dtype)
+        policy = load_policy(options, adapter=self.adapter, trained=False)
         room = policy.room_for_prompt(data.max_prompt_tokens, max_tokens)
         data = data.asking_in(length.unit).model_copy(update={"max_prompt_tokens": room})
         return policy, data, length

@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cluster.engine_process import KEEPER
@@ -27,8 +27,11 @@ TAIL = 1 << 14
 class KeptProgram:
     """``python -m recipes.NAME ...``, running or ended."""
 
-    def __init__(self, words: Sequence[str], log: Path) -> None:
-        """Start ``python -m`` with these words; what it says is added to ``log``. Raises OSError."""
+    def __init__(self, words: Sequence[str], log: Path, environment: Mapping[str, str] | None = None) -> None:
+        """Start ``python -m`` with these words; what it says is added to ``log``. Raises OSError.
+
+        ``environment`` holds variables that it has where this process has none of that name.
+        """
         self.log = log
         log.parent.mkdir(parents=True, exist_ok=True)
         found = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -40,7 +43,7 @@ class KeptProgram:
                 stdout=subprocess.PIPE,
                 stderr=output,
                 start_new_session=True,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(found)},
+                env={**(environment or {}), **os.environ, "PYTHONPATH": os.pathsep.join(found)},
             )
         assert self._keeper.stdout is not None
         told = self._keeper.stdout.readline()

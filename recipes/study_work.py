@@ -6,6 +6,7 @@ measurement is there whole or not at all.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,14 @@ from recipes.study_plan import Measurement, Subject
 
 LOOK_S = 1.0
 """Between two looks at a run's metrics."""
+
+
+def threads_of(at_once: int) -> dict[str, str]:
+    """Variables that leave each of so many programs its share of the cores, so that none waits for another's threads.
+
+    OpenBLAS's threads wait busily: an evaluation of two threads took twice the CPU time of one beside busy cores.
+    """
+    return {} if at_once == 1 else {"OPENBLAS_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // at_once))}
 
 
 class Work:
@@ -96,7 +105,7 @@ class Work:
             )
             words = self._measuring_words(measurement)
             self._progress.note(f"{name}: {self._doing}")
-        self._program = KeptProgram(words, log)
+        self._program = KeptProgram(words, log, threads_of(self._study.at_once))
 
     def _training_words(self) -> list[str]:
         run = self.subject.run

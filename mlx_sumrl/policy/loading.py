@@ -23,8 +23,13 @@ VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 HUB_FILES = ["*.json", "model*.safetensors", "tokenizer.model", "*.tiktoken", "*.txt", "*.jinja"]
 
 
-def load_policy(options: PolicyConfig | str, *, adapter: str | None = None, seed: int = 0) -> Policy:
+def load_policy(
+    options: PolicyConfig | str, *, adapter: str | None = None, seed: int = 0, trained: bool = True
+) -> Policy:
     """A policy ready to train and to sample from.
+
+    Not ``trained``, one that only samples and scores: nothing in it is trainable, and no new adapters are put beside
+    its layers, which add nothing and take a third of the time (``adapter`` still is).
 
     ``options`` is a `PolicyConfig`, or just a folder or hub id for the defaults; ``adapter`` stands in for
     ``options.adapter``; ``seed`` draws the adapters' first weights. Raises `UserError` for a model that is not
@@ -61,7 +66,10 @@ def load_policy(options: PolicyConfig | str, *, adapter: str | None = None, seed
         splits_otherwise=splits_otherwise,
         source=options.model,
     )
-    _make_trainable(policy, seed)
+    if trained or options.adapter is not None:
+        _make_trainable(policy, seed)
+    if not trained:
+        model.freeze()
     return policy
 
 

@@ -44,6 +44,27 @@ def test_adapters_off_is_the_base_model(
     np.testing.assert_array_equal(full_logits(policy, ROW), moved)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_not_trained_is_the_model_alone(family: str, family_folder: Folder) -> None:
+    """No adapters beside its layers, nothing trainable, and the same logits as a policy that is about to be trained."""
+    options = PolicyConfig(model=str(family_folder(family)), dtype="float32")
+    policy = load_policy(options, trained=False)
+    assert tree_flatten(policy.model.trainable_parameters()) == []
+    names = [name for name, _ in tree_flatten(policy.model.parameters())]
+    assert names
+    assert not [name for name in names if "lora" in name]
+    np.testing.assert_array_equal(full_logits(policy, ROW), full_logits(load_policy(options), ROW))
+
+
+def test_a_given_adapter_is_there_untrained_too(family_folder: Folder, tmp_path: Path) -> None:
+    trained = load(family_folder("qwen2"))
+    randomize_adapters(trained)
+    export_adapter(trained, tmp_path / "adapter")
+    policy = load_policy(trained.options, adapter=str(tmp_path / "adapter"), trained=False)
+    assert tree_flatten(policy.model.trainable_parameters()) == []
+    np.testing.assert_array_equal(full_logits(policy, ROW), full_logits(trained, ROW))
+
+
 def test_adapters_come_back_after_an_error(family_folder: Folder) -> None:
     policy = load(family_folder("lfm2"))
     randomize_adapters(policy)

@@ -82,9 +82,20 @@ class SftConfig(Room):
     own_length: bool = False
     """Where the instruction says `{target_length}`, tell each row the length that its own answer has, in the unit of
     `length`, in place of `length.target`: what the number means is then learned here."""
+    own_length_except: tuple[int, ...] = ()
+    """Leave out the rows with these own lengths, so that asking for them later asks for something never trained."""
     micro_batch_tokens: int = Field(default=4096, gt=0)
     """Token positions in one forward and backward pass; the gradient is the same whatever it is."""
     optimizer: SftOptimizerConfig = SftOptimizerConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.own_length_except and not self.own_length:
+            raise ValueError(
+                f"own_length_except {', '.join(map(str, self.own_length_except))} leaves out rows by the length that "
+                "own_length tells them: set own_length to true, or leave it out"
+            )
+        return self
 
 
 class GrpoConfig(Room):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -183,12 +183,19 @@ def _taught(config: RunConfig, policy: Policy, train: list[Example]) -> list[Exa
     rows = config_rows(config.data, "train", config.seed)
     assert rows is not None
     column, unit = config.sft.reference_column or config.data.reference_column, config.length.unit
-    targets = []
+    kept, targets = [], []
     for row in rows.rows:
         held = row.fields.get(column)
         text = str(held[0] if isinstance(held, list) and held else held).strip()
-        targets.append(own_length(answer_ids(policy.tokenizer, text, policy.stop_id)[:-1], text, unit))
-    asked = config.data.asking_in(unit)
+        length = own_length(answer_ids(policy.tokenizer, text, policy.stop_id)[:-1], text, unit)
+        if length not in config.sft.own_length_except:
+            kept.append(row)
+            targets.append(length)
+    if not kept:
+        raise UserError(
+            "sft.own_length_except leaves no row to learn from: every answer has one of these lengths"
+        )
+    rows, asked = replace(rows, rows=kept), config.data.asking_in(unit)
     return load_examples(rows, asked, policy.tokenizer, config.length.target, "train", targets).examples
 
 

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from mlx_sumrl.config import LengthConfig, RunConfig, SftRunConfig
 from mlx_sumrl.data.examples import config_rows
+from mlx_sumrl.errors import UserError
 from mlx_sumrl.training.supervised_preparation import prepare_sft
 from tests.recipes.jobs import Job
 
@@ -48,6 +49,31 @@ def test_taught_rows_are_told_what_they_have(unit: Any, tmp_path: Path) -> None:
     rows = job.train()
     assert [row["stage"] for row in rows[:2]] == ["sft", "sft"]
     assert all(row["stage"] == "only" for row in rows[2:])
+
+
+def test_lengths_left_out_are_told_to_no_row(tmp_path: Path) -> None:
+    changes = {
+        "data": {"instruction": INSTRUCTION},
+        "length": {"targets": [5, 9], "tolerance": 1},
+        "sft": {"steps": 2, "own_length": True},
+    }
+    every = Job(tmp_path / "every", changes).prepared.taught
+    lengths = sorted({told(one.prompt) for one in every})
+    assert len(lengths) > 2
+    changes["sft"]["own_length_except"] = lengths[:2]  # type: ignore[index]
+    prepared = Job(tmp_path / "some", changes).prepared
+    kept = [one for one in every if told(one.prompt) not in lengths[:2]]
+    assert [one.prompt for one in prepared.taught] == [one.prompt for one in kept]
+    assert len(prepared.train) == len(every), "stages ask for drawn lengths, of every row"
+    changes["sft"]["own_length_except"] = lengths  # type: ignore[index]
+    with pytest.raises(UserError, match="own_length_except leaves no row"):
+        Job(tmp_path / "none", changes)
+
+
+def test_leaving_out_lengths_that_nobody_tells_is_refused() -> None:
+    options = {"policy": {"model": "m"}, "sft": {"steps": 1, "own_length_except": [28]}}
+    with pytest.raises(ValidationError, match="own_length_except 28 leaves out rows"):
+        RunConfig.model_validate(options)
 
 
 def test_as_a_job_of_its_own(tmp_path: Path) -> None:

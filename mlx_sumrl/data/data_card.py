@@ -13,7 +13,7 @@ import numpy as np
 
 from mlx_sumrl.config.prepare import PrepareConfig, Unit
 from mlx_sumrl.data.leakage import Leak
-from mlx_sumrl.data.prepared import Prepared
+from mlx_sumrl.data.prepared import Prepared, instructions_differ
 from mlx_sumrl.data.prepared_row import PreparedRow
 from mlx_sumrl.data.row_filters import CountTokens, lengths
 
@@ -280,7 +280,12 @@ def _instructions(card: Mapping[str, Any]) -> list[str]:
     if not said:
         return []
     blocks = "\n\n".join("\n".join(f"    {line}" for line in text.splitlines()) for text in said)
-    return [f"What a model is asked for (`data.instruction`):\n\n{blocks}"]
+    column = (
+        '\n\nEach row has its own in the column `instruction`, for `data.instruction: "{instruction}\\n\\n{document}"`.'
+        if instructions_differ([source["instruction"] for source in card["sources"]])
+        else ""
+    )
+    return [f"What a model is asked for (`data.instruction`):\n\n{blocks}{column}"]
 
 
 def _languages(card: Mapping[str, Any]) -> str:

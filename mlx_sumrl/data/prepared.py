@@ -23,6 +23,8 @@ from mlx_sumrl.data.splits import Sizes, random_split, time_split
 from mlx_sumrl.errors import UserError
 from mlx_sumrl.reporting.progress import Progress, SilentProgress
 
+INSTRUCTION, DOCUMENT = "instruction", "{document}"
+"""The column in which rows say what they are asked for, and what stands for the text in an instruction."""
 TICKS = 100
 """Rows between two words of progress."""
 
@@ -67,6 +69,7 @@ def prepare(
         progress.update(done, {})
     rows = [row for source in sources for row in source.rows]
     _check_kinds(rows)
+    _tell_instructions(sources)
     renamed = _make_ids_unique(rows)
     dropped: dict[str, list[str]] = {}
     for row_id, reason in (refusal for source in sources for refusal in source.refused):
@@ -165,6 +168,31 @@ def _check_kinds(rows: Sequence[PreparedRow]) -> None:
             f"{', '.join(chats)} holds chats and {', '.join(others)} documents with summaries: prepare them into "
             "two folders, since training reads one kind at a time"
         )
+
+
+def _tell_instructions(sources: Sequence[SourceRows]) -> None:
+    """What each row is asked for, in its column `instruction`, where sources ask for different things before the text.
+
+    Raises:
+        UserError: a column of that name is kept already.
+    """
+    if not instructions_differ([source.instruction for source in sources]):
+        return
+    for source in sources:
+        for row in source.rows:
+            if INSTRUCTION in row.kept:
+                raise UserError(
+                    f"column {INSTRUCTION!r} of {source.name} cannot be kept: it is where rows of several sources say "
+                    "what they are asked for; rename it"
+                )
+            if row.messages is None:
+                row.kept[INSTRUCTION] = source.instruction.removesuffix(DOCUMENT).strip()
+
+
+def instructions_differ(instructions: Sequence[str]) -> bool:
+    """Whether these are different ones that a column can tell: each says something, and then comes the text."""
+    told = [one.removesuffix(DOCUMENT) for one in instructions if one.endswith(DOCUMENT)]
+    return len(set(told)) > 1 and len(told) == len(instructions) and all(one.strip() for one in told)
 
 
 def _make_ids_unique(rows: Sequence[PreparedRow]) -> int:

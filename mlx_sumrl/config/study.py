@@ -29,6 +29,8 @@ class StudyConfig(NamedFolderConfig):
     `constraint.scales`."""
     rewards: dict[str, tuple[dict[str, Any], ...]] = Field(default_factory=dict)
     """Name -> list of rewards: what `quality` stands for. Each method that says `quality` is run with each set."""
+    only: tuple[str, ...] = ()
+    """Names of the methods to run; all of them where none is named."""
     seeds: tuple[int, ...] = (0,)
     """Each method is run once with each."""
     evaluations: dict[str, dict[str, Any]] = Field(min_length=1)
@@ -66,6 +68,8 @@ class StudyConfig(NamedFolderConfig):
                 raise ValueError(
                     f"methods.{name}.{given[0]} cannot be set: name, folder and seed of a run are the study's"
                 )
+        if unknown := [name for name in self.only if name not in self.methods]:
+            raise ValueError(f"only names {unknown[0]!r}, which is none of methods: {', '.join(self.methods)}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise ValueError(f"seeds are {list(self.seeds)}: name one or more from 0 on, each once")
         if self.cluster is not None and self.at_once > 1:

@@ -55,7 +55,8 @@ def runs_of(study: StudyConfig) -> list[StudyRun]:
         UserError: options of a run are wrong (the message names method, rewards and option), two names are the same,
             or budgets differ.
     """
-    lines = [(method, rewards) for method in study.methods for rewards in _sets(study, method)]
+    methods = [method for method in study.methods if not study.only or method in study.only]
+    lines = [(method, rewards) for method in methods for rewards in _sets(study, method)]
     runs = [_run(study, method, rewards, seed) for seed in study.seeds for method, rewards in lines]
     _check_names(study, runs)
     if not study.unequal_budgets:

@@ -69,7 +69,9 @@ class StudyConfig(NamedFolderConfig):
                     f"methods.{name}.{given[0]} cannot be set: name, folder and seed of a run are the study's"
                 )
         if unknown := [name for name in self.only if name not in self.methods]:
-            raise ValueError(f"only names {unknown[0]!r}, which is none of methods: {', '.join(self.methods)}")
+            raise ValueError(
+                f"only names {unknown[0]!r}, which is none of methods: {', '.join(self.methods)}"
+            )
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise ValueError(f"seeds are {list(self.seeds)}: name one or more from 0 on, each once")
         if self.cluster is not None and self.at_once > 1:

@@ -9,12 +9,18 @@ from typing import Any
 
 import pytest
 
-from mlx_sumrl.config import StudyConfig
-from mlx_sumrl.options.command_line import parse_command
+from mlx_sumrl.config import PrepareConfig, StudyConfig
+from mlx_sumrl.data.data_card import make_card
+from mlx_sumrl.data.examples import config_rows
+from mlx_sumrl.data.prepared import prepare
+from mlx_sumrl.data.prepared_folder import write_prepared
+from mlx_sumrl.options import tree
+from mlx_sumrl.options.command_line import parse, parse_command
 from mlx_sumrl.options.tree import merged
-from recipes.study_plan import planned
+from recipes.evaluate import EvaluateConfig
+from recipes.study_plan import Plan, planned
 
-from .programs import ROOT, Program, tiny_job, write_options
+from .programs import ROOT, SHARED, Program, tiny_job, write_options
 
 
 def options(tiny_model: Path, posts: Path, changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -45,6 +51,7 @@ def options(tiny_model: Path, posts: Path, changes: Mapping[str, Any]) -> dict[s
         ({"methods": {"a b": {}}}, ["methods.a b", "letters"]),
         ({"methods": {"joint": {"seed": 3}}}, ["methods.joint.seed", "study's"]),
         ({"seeds": [1, 1]}, ["seeds", "[1, 1]"]),
+        ({"only": ["join"]}, ["only", "'join'", "joint"]),
         (
             {"evaluations": {"held": {"data": {"evaluation": "none.jsonl"}}}},
             ["evaluations.held", "none.jsonl"],
@@ -129,28 +136,71 @@ def test_what_an_evaluation_takes_over_from_the_run(
     assert "train" not in joint["held"]["data"]
 
 
+def shipped(name: str) -> Plan:
+    argv = ["--config", f"recipes/configs/{name}.yaml"]
+    command = parse_command(StudyConfig, argv, prog="", description="", based=("options",))
+    assert not isinstance(command.run, Path)
+    return planned(command.run)
+
+
 @pytest.mark.usefixtures("wordnet", "shared")
 def test_the_shipped_study(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    config = "recipes/configs/study.yaml"
-    command = parse_command(StudyConfig, ["--config", config], prog="", description="", based=("options",))
-    assert not isinstance(command.run, Path)
-    plan = planned(command.run)
+    plan = shipped("study")
     runs = [one.run for one in plan.subjects if one.run is not None]
-    assert {run.method for run in runs} == {"length_only", "published", "joint", "gated", "constrained"}
     assert {run.seed for run in runs} == {0, 1, 2}
     for run in runs:
-        assert sum(stage.steps for stage in run.config.stages) == 200
+        assert sum(stage.steps for stage in run.config.stages) == 100
         assert (run.config.length.target, run.config.length.tolerance) == (64, 5)
-        quality = {one.label for one in run.config.stages[-1].rewards} - {"length", "within"}
+        quality = {one.label for one in run.config.stages[-1].rewards} - {"length", "within", "repetition"}
         assert quality == {"meteor", "rougeL"}
     by_method = {run.method: run.config.stages for run in runs}
     paid = {
         name: {one.label for one in stages[-1].rewards if one.weight} for name, stages in by_method.items()
     }
-    assert paid["length_only"] == {"length"}
-    assert paid["published"] == {"meteor", "rougeL"}
-    assert paid["joint"] == paid["gated"] == {"length", "meteor", "rougeL"}
-    assert {one.label for one in by_method["gated"][-1].rewards if one.gate} == {"meteor", "rougeL"}
+    quality = {"meteor", "rougeL"}
+    assert paid == {
+        "length_only": {"length"},
+        "published": quality,
+        "joint": {"length", *quality},
+        "staged_gated": {"length", "repetition", *quality},
+        "gated": {"length", "repetition", *quality},
+        "constrained": {"length", "repetition", "within", *quality},
+    }
+    for name in ("gated", "staged_gated"):
+        assert {one.label for one in by_method[name][-1].rewards if one.gate} == quality
+    assert {one.label for one in by_method["staged_gated"][0].rewards if one.weight} == {
+        "length",
+        "repetition",
+    }
     assert by_method["constrained"][-1].constraint is not None
-    assert [one.set for one in plan.subjects[0].measurements] == ["validation", "tldr", "scitldr"]
+
+
+@pytest.mark.usefixtures("wordnet", "shared")
+def test_the_shipped_study_of_three_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is prepared is what it trains on, and none of it is what it measures on."""
+    checkout = tmp_path / "checkout"
+    checkout.mkdir()
+    (checkout / "recipes").symlink_to(ROOT / "recipes")
+    (tmp_path / "shared").symlink_to(SHARED)
+    monkeypatch.chdir(checkout)
+    config = parse(PrepareConfig, ["--config", "recipes/configs/three_kinds.yaml"], prog="", description="")
+    prepared = prepare(config)
+    write_prepared(prepared, make_card(prepared, config, None, {"command": "", "versions": {}}), config.out)
+    plan = shipped("study_three_kinds")
+    measured = plan.subjects[0].measurements
+    assert [one.set for one in measured] == ["validation", "tldr", "scitldr"]
+    trained = {one.document.strip() for one in prepared.splits["train"]}
+    instructions = {one.kept["instruction"] for one in prepared.splits["train"]}
+    for one in measured:
+        data = EvaluateConfig.model_validate(tree.completed(EvaluateConfig, one.options)).data
+        rows = config_rows(data, "evaluation", 0)
+        assert rows is not None
+        assert len(rows.rows) == 300
+        assert data.instruction.removesuffix("\n\n{document}") in instructions
+        held = {str(row.fields[data.document_column]).strip() for row in rows.rows}
+        if one.set != "validation":  # DialogSum's own splits share rows
+            assert not held & trained
+    runs = [one.run for one in plan.subjects if one.run is not None]
+    assert {run.method for run in runs} == {"published", "joint", "gated", "constrained"}
+    assert all(run.config.data.instruction == "{instruction}\n\n{document}" for run in runs)

@@ -181,3 +181,11 @@ def test_what_is_wrong_is_named_with_method_rewards_and_option(
 def test_quality_needs_rewards() -> None:
     with pytest.raises(UserError, match=r"methods.gated says `kind: quality` and there are no rewards"):
         runs_of(StudyConfig.model_validate({**GIVEN, "rewards": {}}))
+
+
+def test_only_some_methods() -> None:
+    every = runs_of(study())
+    some = runs_of(study({"only": ["gated"]}))
+    assert [run.name for run in some] == [run.name for run in every if run.method == "gated"]
+    assert [run.options for run in some] == [run.options for run in every if run.method == "gated"]
+    assert runs_of(study({"only": ["gated", "length_only"]})) == every, "in the order of methods"

@@ -57,7 +57,10 @@ class RewardConfig(Room):
     """`package.module:function` or `path/to/file.py:function` with the signature
     f(prompts, completions, **columns) -> list[float | None]."""
     ngram: int = Field(default=4, gt=0)
-    """Tokens of an n-gram whose repeats `repetition` counts."""
+    """Tokens or words of an n-gram whose repeats `repetition` counts."""
+    ngram_of: Literal["tokens", "words"] = "tokens"
+    """What these n-grams are of. A name of several tokens is a repeated n-gram of tokens wherever it stands again, and
+    one word."""
     novel_ngram: int = Field(default=2, gt=0)
     """Words of an n-gram that `novelty` looks for in the document."""
     entities_of: Literal["reference", "document"] = "reference"

@@ -179,7 +179,7 @@ def _build(config: RewardConfig, length: LengthConfig) -> Reward:
             assert config.schema_file is not None
             return JsonSchemaReward(config.label, load_schema(config.schema_file))
         case "repetition":
-            return RepetitionReward(config.label, config.ngram)
+            return RepetitionReward(config.label, config.ngram, config.ngram_of)
         case "judge":
             from mlx_sumrl.rewards.judge import JudgeReward  # brings an HTTP client
 

@@ -35,6 +35,19 @@ def test_reward_is_minus_the_share_and_the_stop_token_is_no_part_of_it(group) ->
     assert values[0].tolist() == pytest.approx([-1 / 3, -1 / 4])  # 12 21 12 | 12 21 12 22
 
 
+def test_of_words_a_name_of_several_tokens_is_one(group) -> None:
+    """``#Person1#`` is said twice; of its words only ``ann agrees`` stands there twice."""
+    text = "#Person1# calls #Person1#'s boss. Ann agrees. Ann agrees."
+    name, rest = (1, 2, 3, 4), (20, 21, 22, 30, 31, 22, 30, 31, 22, 9)
+    said = Completion((*name, 10, *name, *rest), (0.0,) * 19, "stop", 0, text)
+    values = RepetitionReward("repetition", 4)([group(said)])
+    # 18 tokens, 15 4-grams: 1 2 3 4 and 22 30 31 22 (". Ann agrees.") stand there twice.
+    assert values[0].tolist() == pytest.approx([-2 / 15])
+    # person1 calls person1 s boss ann agrees ann agrees: 8 pairs, one of them twice
+    values = RepetitionReward("repetition", 2, "words")([group(said)])
+    assert values[0].tolist() == pytest.approx([-1 / 8])
+
+
 def test_a_stage_builds_it_with_its_own_ngram(group) -> None:
     stage = StageConfig.model_validate(
         {"name": "s", "steps": 1, "rewards": [{"kind": "repetition", "ngram": 1, "weight": 2.0}]}

@@ -139,7 +139,7 @@ def measured_step(
     with phase("gradient"):
         scores = rewards.score(groups)
         advantages = group_advantages(scores.weighted_PGR, scores.weights_R, options)
-        gradient = grpo_gradient(policy, training_rows(groups, advantages.values_PG), options, sampling)
+        gradient = grpo_gradient(policy, training_rows(groups, advantages), options, sampling)
     gradients = _bytes(gradient.gradients)
     with phase("update"):
         metrics = apply_update(policy, optimizer, guard, gradient, LEARNING_RATE)

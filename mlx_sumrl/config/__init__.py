@@ -42,7 +42,7 @@ from mlx_sumrl.config.prepare import (
     SourceConfig,
     SplitConfig,
 )
-from mlx_sumrl.config.rewards import GateConfig, RewardConfig, ScoringConfig
+from mlx_sumrl.config.rewards import Credit, GateConfig, RewardConfig, ScoringConfig
 from mlx_sumrl.config.rollouts import DEFAULT_LENGTH_UNIT, LengthConfig, LengthUnit, SamplingConfig
 from mlx_sumrl.config.room import Room
 from mlx_sumrl.config.run import EvaluationConfig, ReportingConfig, RunConfig
@@ -72,6 +72,7 @@ __all__ = [
     "CheckpointConfig",
     "ComparisonConfig",
     "ConstraintConfig",
+    "Credit",
     "Criterion",
     "CurvesConfig",
     "DataConfig",

@@ -9,6 +9,9 @@ from pydantic import Field, model_validator
 from mlx_sumrl.config.judge import Criterion, JudgeRewardConfig
 from mlx_sumrl.config.room import Room
 
+Credit = Literal["all", "stop", "content"]
+"""The decisions that a reward pays for."""
+
 
 class GateConfig(Room):
     """A condition on another reward of the same stage."""
@@ -81,6 +84,10 @@ class RewardConfig(Room):
     timeout_s: float = Field(default=60.0, gt=0)
     """Longest time for one group's scores; what is not there by then is missing, and counted. Your own function gets as
     long for a whole step, and ends the run where it takes longer."""
+    credit: Credit = "all"
+    """Which decisions it pays for: `stop`, at each token whether to stop or to go on, of which a length is made;
+    `content`, which token to go on with; or `all`. A length that pays only for stopping never touches what is said, and
+    quality that pays only for content never touches the length."""
     weight: float = 1.0
     """0 logs the reward without training on it."""
     gate: GateConfig | None = None

@@ -58,6 +58,9 @@ class PackedRows:
     """float32, 1 at real completion tokens."""
     useful: int
     """Token positions that have to be computed."""
+    stop_ids: tuple[int, ...] = ()
+    """K tokens whose log-probabilities are asked for at each position too: `positions_N` and `targets_N` then hold the
+    completion tokens, and each of these at all of their positions after them, (1 + K) N in all."""
 
     @property
     def computed(self) -> int:
@@ -65,12 +68,25 @@ class PackedRows:
         return sum(int(segment.tokens_BL.size) for segment in self.segments)
 
     def by_row(self, values_N: mx.array) -> mx.array:
-        """Values of completion tokens [N] as [B, T], 0 at padding."""
-        return values_N[self.places_BT] * self.mask_BT
+        """Values of completion tokens [N] as [B, T], 0 at padding; with `stop_ids`, of [(1 + K) N] as [1 + K, B, T]."""
+        if not self.stop_ids:
+            return values_N[self.places_BT] * self.mask_BT
+        values_KN = values_N.reshape(1 + len(self.stop_ids), -1)
+        return values_KN[:, self.places_BT] * self.mask_BT
+
+    @property
+    def without_stops(self) -> PackedRows:
+        """The same rows, of which only the completion tokens are asked for."""
+        N = self.targets_N.size // (1 + len(self.stop_ids))
+        return replace(self, positions_N=self.positions_N[:N], targets_N=self.targets_N[:N], stop_ids=())
 
 
-def pack(rows: Sequence[Row], share_prompt: bool, in_pieces: bool = False) -> PackedRows:
+def pack(
+    rows: Sequence[Row], share_prompt: bool, in_pieces: bool = False, stop_ids: Sequence[int] = ()
+) -> PackedRows:
     """Lay rows out; ``share_prompt`` computes prompts that several rows have in common once.
+
+    ``stop_ids``: see `PackedRows.stop_ids`.
 
     ``in_pieces``: in segments of `POSITIONS` at most, for what is computed segment by segment.
 
@@ -126,7 +142,7 @@ def pack(rows: Sequence[Row], share_prompt: bool, in_pieces: bool = False) -> Pa
     for row, position in lay(alone, [[*rows[i][0], *rows[i][1][:-1]] for i in alone], None):
         firsts[row] = position + len(rows[row][0]) - 1
         starts[row] = firsts[row] + 1
-    return _packed(rows, tuple(segments), firsts, starts, useful)
+    return _packed(rows, tuple(segments), firsts, starts, useful, stop_ids)
 
 
 def learning(rows: PackedRows, learned: Sequence[Sequence[bool]]) -> PackedRows:
@@ -221,18 +237,27 @@ def _by_prompt(rows: Sequence[Row], share_prompt: bool) -> list[tuple[Sequence[i
 
 
 def _packed(
-    rows: Sequence[Row], segments: tuple[Segment, ...], firsts: np.ndarray, starts: np.ndarray, useful: int
+    rows: Sequence[Row],
+    segments: tuple[Segment, ...],
+    firsts: np.ndarray,
+    starts: np.ndarray,
+    useful: int,
+    stop_ids: Sequence[int],
 ) -> PackedRows:
     lengths = np.array([len(completion) for _, completion in rows])
     offsets = np.concatenate([[0], np.cumsum(lengths)[:-1]])
     steps = np.arange(lengths.max())[None, :]
     mask = steps < lengths[:, None]
     positions = np.where(steps == 0, firsts[:, None], starts[:, None] + steps - 1)
+    stops = np.asarray(stop_ids, np.int32)
     return PackedRows(
         segments=segments,
-        positions_N=mx.array(positions[mask].astype(np.int32)),
-        targets_N=mx.array(np.concatenate([np.asarray(c, np.int32) for _, c in rows])),
+        positions_N=mx.array(np.tile(positions[mask].astype(np.int32), 1 + len(stop_ids))),
+        targets_N=mx.array(
+            np.concatenate([*(np.asarray(c, np.int32) for _, c in rows), np.repeat(stops, mask.sum())])
+        ),
         places_BT=mx.array(np.where(mask, offsets[:, None] + steps, 0).astype(np.int32)),
         mask_BT=mx.array(mask.astype(np.float32)),
         useful=useful,
+        stop_ids=tuple(stop_ids),
     )

@@ -34,6 +34,12 @@ KL to the reference, d = log p_ref - log p, as a token loss times beta:
 
 (Each is the gradient of the KL of the next token in the contexts that were sampled; how contexts themselves
 shift is left out, as everywhere in this family.)
+
+Separate credit. A token is two decisions, log p(t) = log s + log c: s is the probability of what was decided about
+stopping (p(stop), or 1 - p(stop) where the text went on), c that of the token given this decision. With `StopInputs`
+each has an advantage of its own, and A log p above becomes S log s + A log c, with r as the weight of both; where S = A
+the gradient is the one without. What is lost is that words have a part in when a text ends; what is won is that the
+advantage of a length, which is the same for 60 words and says nothing about any of them, does not move them.
 """
 
 from __future__ import annotations
@@ -45,6 +51,21 @@ import mlx.core as mx
 from mlx_sumrl.config import GrpoConfig
 
 DAPO_EPSILON_HIGH = 0.28
+
+
+SUREST = -1e-6
+"""log p(stop) is taken to be this at most, so that going on where stopping is certain stays a number."""
+
+
+@dataclass(frozen=True)
+class StopInputs:
+    """What is known of stopping, where it has an advantage of its own."""
+
+    logprobs_BT: mx.array
+    """log p of any stop token, under the policy now; a gradient goes through it too."""
+    stopped_BT: mx.array
+    """1 where the completion stopped, 0 where it went on."""
+    advantages_B: mx.array
 
 
 @dataclass(frozen=True)
@@ -60,6 +81,8 @@ class LossInputs:
     """1 at completion tokens (the stop token is one), 0 at padding."""
     reference_logprobs_BT: mx.array | None = None
     """Under the reference; needed when beta > 0."""
+    stops: StopInputs | None = None
+    """Where stopping has an advantage of its own; ``advantages_B`` is then that of the rest."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +117,10 @@ def grpo_loss(
         mean_B1 = log_ratio_BT.sum(axis=1, keepdims=True) / mx.maximum(mask.sum(axis=1, keepdims=True), 1)
         level_log_ratio_BT = mx.broadcast_to(mean_B1, mask.shape)
 
-    losses_BT, touched_BT = _policy_losses(inputs.logprobs_BT, level_log_ratio_BT, advantages_B1, options)
+    if inputs.stops is None:
+        losses_BT, touched_BT = _policy_losses(inputs.logprobs_BT, level_log_ratio_BT, advantages_B1, options)
+    else:
+        losses_BT, touched_BT = _separate_losses(inputs, inputs.stops, level_log_ratio_BT, options)
     metrics: LossMetrics = {
         "tokens": mask.sum(),
         "ratio": (mx.exp(mx.stop_gradient(level_log_ratio_BT)) * mask).sum(),
@@ -148,6 +174,28 @@ def _policy_losses(
         inside = (frozen >= 1 / cap) & (frozen <= cap)
         return -mx.where(inside, frozen, 0.0) * advantages_B1 * logprobs_BT, 1 - inside.astype(mx.float32)
     return -mx.exp(log_ratio_BT) * advantages_B1, mx.zeros(log_ratio_BT.shape)
+
+
+def _separate_losses(
+    inputs: LossInputs, stops: StopInputs, log_ratio_BT: mx.array, options: GrpoConfig
+) -> tuple[mx.array, mx.array]:
+    """`_policy_losses` of deciding about stopping, and of everything else, added up.
+
+    The ratio is that of whole tokens; its gradient goes through the one decision alone.
+    """
+    stop_BT = mx.minimum(stops.logprobs_BT, SUREST)
+    decided_BT = mx.where(stops.stopped_BT > 0, stop_BT, mx.log1p(-mx.exp(stop_BT))) * inputs.mask_BT
+    rest_BT = (inputs.logprobs_BT - decided_BT) * inputs.mask_BT
+    frozen_BT = mx.stop_gradient(log_ratio_BT)
+    losses_BT, touched_BT = mx.zeros(frozen_BT.shape), mx.zeros(frozen_BT.shape)
+    for part_BT, advantages_B in ((decided_BT, stops.advantages_B), (rest_BT, inputs.advantages_B)):
+        live_BT = part_BT - mx.stop_gradient(part_BT)
+        if ratio_level(options) == "sequence":
+            tokens_B1 = mx.maximum(inputs.mask_BT.sum(axis=1, keepdims=True), 1)
+            live_BT = mx.broadcast_to(live_BT.sum(axis=1, keepdims=True) / tokens_B1, live_BT.shape)
+        losses, touched = _policy_losses(part_BT, frozen_BT + live_BT, advantages_B[:, None], options)
+        losses_BT, touched_BT = losses_BT + losses, mx.maximum(touched_BT, touched)
+    return losses_BT, touched_BT
 
 
 def _kl_losses(difference_BT: mx.array, log_ratio_BT: mx.array, options: GrpoConfig) -> mx.array:

@@ -63,6 +63,7 @@ def rollout_records(
     Texts and finish reasons are those of whole completions; lengths, and texts under ``answer``, those of what is
     ``shown`` to rewards, where that is only a part.
     """
+    stop_PG = advantages.stop_PG
     return [
         {
             "step": step,
@@ -80,6 +81,7 @@ def rollout_records(
                     "rewards": {name: float(values[p, g]) for name, values in scores.components.items()},
                     "total": float(scores.total_PG[p, g]),
                     "advantage": float(advantages.values_PG[p, g]),
+                    **({} if stop_PG is None else {"stop_advantage": float(stop_PG[p, g])}),
                 }
                 for g, (completion, answer) in enumerate(
                     zip(group.completions, seen.completions, strict=True)

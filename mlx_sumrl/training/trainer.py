@@ -107,6 +107,7 @@ class Trainer:
         """One stage of GRPO; does nothing where the run is past it."""
         config, options = self.config, self.config.grpo
         scorer = Scorer(build_rewards(stage, config.length), config.scoring)
+        credits_R = [reward.credit for reward in stage.rewards]
         sampling = Sampling(
             config.sampling.temperature,
             config.sampling.top_p,
@@ -143,7 +144,7 @@ class Trainer:
                 scores = scores.scaled(dict.fromkeys(stage.constraint.scaled, multiplier))
                 mean = scores.means()[stage.constraint.reward]
                 self.state.multiplier = moved_multiplier(multiplier, mean, stage.constraint)
-            advantages = group_advantages(scores.weighted_PGR, scores.weights_R, options)
+            advantages = group_advantages(scores.weighted_PGR, scores.weights_R, options, credits_R)
             metrics = rollout_metrics(
                 groups, scores, advantages, self.state.policy_version, config.length, shown
             )
@@ -152,7 +153,7 @@ class Trainer:
             metrics |= scorer.report()
             if multiplier is not None:
                 metrics["constraint/multiplier"] = multiplier
-            rows = training_rows(groups, advantages.values_PG)
+            rows = training_rows(groups, advantages)
             rate = learning_rate(config.optimizer, self.state.phase_step, stage.steps, stage.learning_rate)
             if broken := not _finite(groups):
                 # A policy of NaN draws one token for ever: no advantages, so no gradient would tell.

@@ -20,6 +20,7 @@ from mlx_sumrl.policy.loading import load_policy
 from mlx_sumrl.policy.policy import Policy
 from mlx_sumrl.rollouts.local import LocalSampler
 from mlx_sumrl.rollouts.types import Group, Sampling
+from mlx_sumrl.training.advantages import Advantages
 from mlx_sumrl.training.grpo import grpo_gradient, training_rows
 from mlx_sumrl.training.optimizer import Optimizer
 from mlx_sumrl.training.update import Guard, apply_update
@@ -82,7 +83,7 @@ def test_adapters_train_a_step(quantized: Path, tuning: str, checkpointing: bool
     groups = LocalSampler(policy).sample(random_prompts([9, 5]), 4, Sampling(max_tokens=6), seed=0)
     advantages_PG = np.tile([1.0, -1.0], (2, 2))
     options, sampling = GrpoConfig(beta=0.1), SamplingConfig(max_tokens=6)
-    gradient = grpo_gradient(policy, training_rows(groups, advantages_PG), options, sampling)
+    gradient = grpo_gradient(policy, training_rows(groups, Advantages(advantages_PG, 0)), options, sampling)
     assert gradient.sums["kl"] == pytest.approx(0, abs=1e-5)  # its reference is the base, which it still is
     steep = {name: mx.abs(array).max().item() > 0 for name, array in gradient.gradients.items()}
     assert all(moves for name, moves in steep.items() if name.endswith("lora_b"))

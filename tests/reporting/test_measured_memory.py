@@ -19,6 +19,7 @@ from mlx_sumrl.reporting.memory_estimate import estimate_peak
 from mlx_sumrl.reporting.model_shape import ModelShape
 from mlx_sumrl.rollouts.local import LocalSampler
 from mlx_sumrl.rollouts.types import Sampling
+from mlx_sumrl.training.advantages import Advantages
 from mlx_sumrl.training.grpo import grpo_gradient, training_rows
 from mlx_sumrl.training.micro_batch import BatchGradient
 from mlx_sumrl.training.optimizer import Optimizer
@@ -90,7 +91,7 @@ def measured_step(
     groups = LocalSampler(policy).sample(examples, G, Sampling(max_tokens=T), seed=0)
     peaks["rollout"] = mx.get_peak_memory() - start
     mx.reset_peak_memory()
-    rows = training_rows(groups, np.tile([1.0, -1.0], (P, G // 2)))
+    rows = training_rows(groups, Advantages(np.tile([1.0, -1.0], (P, G // 2)), 0))
     gradient = grpo_gradient(policy, rows, grpo, SamplingConfig(max_tokens=T))
     peaks["gradient"] = mx.get_peak_memory() - start
     mx.reset_peak_memory()

@@ -31,7 +31,7 @@ from mlx_sumrl.policy.policy import Policy, Weights
 from mlx_sumrl.rollouts.types import Completion
 from mlx_sumrl.training.gradient import batch_gradient
 from mlx_sumrl.training.grpo import TrainingRow, grpo_gradient
-from mlx_sumrl.training.loss import LossInputs, Normalizer, grpo_loss
+from mlx_sumrl.training.loss import LossInputs, Normalizer, StopInputs, grpo_loss
 from mlx_sumrl.training.micro_batch import BatchGradient, MicroBatch
 from mlx_sumrl.training.sft import sft_gradient, sft_loss
 from tests.families import FAMILIES
@@ -141,17 +141,25 @@ FAR = (-1.0, -0.45, -0.1, 0.0, 0.07, 0.33, 0.9)
 """log p(policy) - log p(sampler), none of them near where a correction sets in."""
 
 
-def training_rows(policy: Policy, rows: Sequence[Row], temperature: float) -> list[TrainingRow]:
-    """With advantages, one of them 0, and what a stale sampler would have written down."""
+def training_rows(
+    policy: Policy, rows: Sequence[Row], temperature: float, apart: bool = False
+) -> list[TrainingRow]:
+    """With advantages, one of them 0, and what a stale sampler would have written down.
+
+    ``apart``: stopping has advantages of its own, and every other row a stop token.
+    """
     rng = np.random.default_rng(len(rows))
+    if apart:
+        stop = max(policy.stop_ids)
+        rows = [(prompt, (*ids[:-1], stop) if i % 2 else ids) for i, (prompt, ids) in enumerate(rows)]
     logprobs = np.array(completion_logprobs(policy.model, batch_of(rows), temperature=temperature))
     found = []
     for i, (prompt, ids) in enumerate(rows):
         sampled = logprobs[i, : len(ids)] - rng.choice(FAR, len(ids))
         advantage = 0.0 if i == 3 else float(rng.normal())
-        found.append(
-            TrainingRow(tuple(prompt), Completion(tuple(ids), tuple(sampled), "length", 0, ""), advantage)
-        )
+        completion = Completion(tuple(ids), tuple(sampled), "length", 0, "")
+        stop_advantage = float(rng.normal()) if apart else None
+        found.append(TrainingRow(tuple(prompt), completion, advantage, stop_advantage))
     return found
 
 
@@ -171,9 +179,28 @@ def plain_loss(
             mx.eval(reference)
     lengths = [len(row.completion.token_ids) for row in rows]
 
+    stop_ids = sorted(policy.stop_ids)
+    stopped = np.isin(np.array(batch.targets_BT), stop_ids) * np.array(batch.mask_BT)
+    stopped[:, :-1] *= (
+        1 - np.array(batch.mask_BT)[:, 1:]
+    )  # a stop token before the last is a token as any other
+
+    def stops() -> StopInputs | None:
+        if rows[0].stop_advantage is None:
+            return None
+        each = [
+            completion_logprobs(
+                policy.model, replace(batch, targets_BT=mx.full(batch.targets_BT.shape, i)), **filters
+            )
+            for i in stop_ids
+        ]
+        of_rows = mx.array([row.stop_advantage or 0.0 for row in rows])
+        return StopInputs(mx.logsumexp(mx.stack(each), axis=0), mx.array(stopped.astype(np.float32)), of_rows)
+
     def forward() -> mx.array:
         inputs = LossInputs(
             logprobs_BT=completion_logprobs(policy.model, batch, **filters),
+            stops=stops(),
             sampler_logprobs_BT=mx.array(sampled),
             advantages_B=mx.array([row.advantage for row in rows], dtype=mx.float32),
             mask_BT=batch.mask_BT,
@@ -189,12 +216,16 @@ def size_of_terms(
 ) -> tuple[float, float]:
     """The loss if no advantage were negative: nothing in it cancels then. And what a KL term's gradient would be
     where policy and reference differ by 1 in every log p: it is no more exact where they hardly differ."""
-    positive = [replace(row, advantage=abs(row.advantage)) for row in rows]
+    positive = [_with_advantages(row, abs(row.advantage), abs(row.stop_advantage or 0)) for row in rows]
     value: float = plain_loss(policy, positive, options, sampling)().item()
-    ones = [replace(row, advantage=1.0) for row in rows]
+    ones = [_with_advantages(row, 1.0, 1.0) for row in rows]
     unclipped = options.model_copy(update={"correction": "none", "beta": 0.0})
     _, gradient = plain_gradient(policy, plain_loss(policy, ones, unclipped, sampling))
     return abs(value), options.beta * float(np.linalg.norm(gradient))
+
+
+def _with_advantages(row: TrainingRow, advantage: float, stop: float) -> TrainingRow:
+    return replace(row, advantage=advantage, stop_advantage=None if row.stop_advantage is None else stop)
 
 
 @cache
@@ -234,6 +265,7 @@ def with_reference(family: str, tuning: str) -> Policy:
             "share_prompt": st.booleans(),
         }
     ),
+    apart=st.booleans(),
 )
 def test_grpo(
     family: str,
@@ -242,11 +274,12 @@ def test_grpo(
     tuning: str,
     temperature: float,
     loss: dict[str, Any],
+    apart: bool,
 ) -> None:
     policy = with_reference(family, tuning)
     sampling = SamplingConfig(max_tokens=MAX_TOKENS, temperature=temperature)
     options = GrpoConfig(micro_batch_tokens=path["tokens"], **loss)
-    taught = training_rows(policy, rows, temperature)
+    taught = training_rows(policy, rows, temperature, apart)
     value, gradient = plain_gradient(policy, plain_loss(policy, taught, options, sampling))
     size = size_of_terms(policy, taught, options, sampling)
     with small_parts(policy, path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
@@ -17,6 +18,7 @@ from mlx_sumrl.config import GrpoConfig, SamplingConfig
 from mlx_sumrl.data.example import Example
 from mlx_sumrl.policy.policy import Policy
 from mlx_sumrl.rollouts.types import Group
+from mlx_sumrl.training.advantages import Advantages
 from mlx_sumrl.training.grpo import TrainingRow, grpo_gradient, training_rows
 
 from . import oracle
@@ -235,10 +237,12 @@ def test_rows_keep_groups_and_advantages_together(make_policy: MakePolicy) -> No
         own = tuple(row.completion for row in rows if row.prompt_ids == prompt)
         groups.append(Group(Example("row", prompt, "", "", ""), own))
     advantages = np.array([row.advantage for row in rows]).reshape(4, 3)
-    assert training_rows(groups, advantages) == rows
+    assert training_rows(groups, Advantages(advantages, 0)) == rows
+    apart = training_rows(groups, Advantages(advantages, 0, 10 * advantages))
+    assert apart == [replace(row, stop_advantage=10 * row.advantage) for row in rows]
     for wrong in (advantages[:3], advantages[:, :2]):
         with pytest.raises(ValueError, match="zip"):
-            training_rows(groups, wrong)
+            training_rows(groups, Advantages(wrong, 0))
 
 
 @pytest.mark.parametrize("size", [1, WHOLE])

@@ -36,7 +36,7 @@ def inputs_of(
     return LossInputs(
         logprobs_BT=own_BT * mask,
         sampler_logprobs_BT=sampler_BT,
-        advantages_B=mx.array(content),
+        advantages_BT=mx.array(content)[:, None],
         mask_BT=mask,
         stops=StopInputs(stop_BT * mask, mx.array(STOPPED.astype(np.float32)), mx.array(stop)),
     )

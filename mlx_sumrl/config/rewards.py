@@ -13,6 +13,13 @@ Credit = Literal["all", "stop", "content"]
 """The decisions that a reward pays for."""
 
 
+OF_BEGINNINGS = (
+    *("rouge1", "rouge2", "rougeL", "rougeLsum", "meteor", "bleu", "chrf"),
+    *("repetition", "extractiveness", "novelty", "entity_coverage"),
+)
+"""Kinds that say something of the beginning of a text, in little time: `every` is for them."""
+
+
 class GateConfig(Room):
     """A condition on another reward of the same stage."""
 
@@ -101,6 +108,11 @@ class RewardConfig(Room):
     def _check(self) -> Self:
         if (self.kind == "function") != (self.function is not None):
             raise ValueError("a reward needs `function: module:name` exactly when its kind is `function`")
+        if self.every and self.kind not in OF_BEGINNINGS:
+            raise ValueError(
+                f"reward {self.label!r} is {self.kind!r}, which cannot be paid part by part (`every: {self.every}`): "
+                f"that is for {', '.join(OF_BEGINNINGS)}"
+            )
         if self.every and (self.gate or self.credit == "stop"):
             raise ValueError(
                 f"reward {self.label!r} is paid part by part (`every: {self.every}`), and so can have no gate and no "

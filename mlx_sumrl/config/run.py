@@ -88,6 +88,19 @@ class RunConfig(NamedRunConfig):
             self.data.check_tells_length("length.targets")
         if self.sft and self.sft.own_length:
             self.data.check_tells_length("sft.own_length")
+        rewards = [reward for stage in self.stages for reward in stage.rewards]
+        filtered = self.sampling.top_p < 1 or self.sampling.top_k > 0
+        if filtered and (apart := [reward for reward in rewards if reward.credit != "all"]):
+            raise ValueError(
+                f"reward {apart[0].label!r} has credit: {apart[0].credit}, and sampling.top_p {self.sampling.top_p:g} "
+                f"and top_k {self.sampling.top_k} may leave out the stop token, so that nothing was decided about "
+                "stopping: set them to 1 and 0"
+            )
+        if self.answer.after is not None and (parted := [reward for reward in rewards if reward.every]):
+            raise ValueError(
+                f"reward {parted[0].label!r} is paid part by part (every: {parted[0].every}), which counts from the "
+                "first token, and answer.after has rewards look at the end alone: leave one of the two out"
+            )
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
             raise ValueError(f"two stages have the same name ({', '.join(names)}); give each its own")

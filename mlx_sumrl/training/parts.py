@@ -22,7 +22,7 @@ from mlx_sumrl.rewards.scoring import RewardSet, Scores, build_rewards
 from mlx_sumrl.rollouts.types import Completion, Group
 from mlx_sumrl.training.advantages import SPREAD_FLOOR, Advantages, FloatArray
 
-Decode = Callable[[Sequence[int]], str]
+Decode = Callable[[tuple[int, ...]], str]
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def cuts(groups: Sequence[Group], every: int) -> list[int]:
     return list(range(every, longest, every))
 
 
-def beginnings(groups: Sequence[Group], at: int, decode: Callable[[Sequence[int]], str]) -> list[Group]:
+def beginnings(groups: Sequence[Group], at: int, decode: Decode) -> list[Group]:
     """The same groups, each completion cut after so many tokens; shorter ones are as they were."""
 
     def cut(completion: Completion) -> Completion:

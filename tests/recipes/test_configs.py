@@ -135,7 +135,7 @@ class TestEveryConfig:
         assert rewards["within"].weight == 0
         assert rewards["rougeL"].weight > 0
         # By what is paid: the reference itself, at the target, at the edge, a token beyond it, and cut there.
-        target, tolerance = config.length.target, config.length.tolerance
+        target, tolerance = config.length.target, config.length.allowed
         paid = totals(
             last,
             config,
@@ -226,10 +226,10 @@ class TestRedditPosts:
 
 
 def test_every_file_is_looked_at_here() -> None:
-    """But for the study's, which tests of `recipes.study` look at."""
-    studies = [file for file in FILES if recipe_of(file) == "study"]
-    assert [file.stem for file in studies] == ["study"]
-    assert sorted([*CONFIGS, *LAPTOPS, *studies]) == FILES
+    """But for the studies' and what they prepare, which tests of `recipes.study` look at."""
+    others = [file for file in FILES if recipe_of(file) in ("study", "prepare")]
+    assert [file.stem for file in others] == ["study", "study_three_kinds", "three_kinds"]
+    assert sorted([*CONFIGS, *LAPTOPS, *others]) == FILES
 
 
 @pytest.mark.parametrize("file", LAPTOPS, ids=lambda file: file.stem)

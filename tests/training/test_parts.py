@@ -141,6 +141,25 @@ def test_a_stage_without_such_rewards_has_none() -> None:
     assert PartByPart.of(config.stages[0], config, decode) is None
 
 
+@pytest.mark.parametrize("kind", ["length", "within", "language"])
+def test_what_says_nothing_of_a_beginning_is_refused(kind: str) -> None:
+    with pytest.raises(ValidationError, match=f"'{kind}', which cannot be paid part by part"):
+        RewardConfig.model_validate({"kind": kind, "every": 8})
+
+
+def test_parts_of_an_answer_after_its_reasoning_are_refused() -> None:
+    config = stage(every=4)
+    with pytest.raises(ValidationError, match=r"'rougeL' is paid part by part .*answer\.after"):
+        RunConfig.model_validate({**config.model_dump(), "answer": {"after": "</think>"}})
+
+
+@pytest.mark.parametrize("sampling", [{"top_p": 0.9}, {"top_k": 20}])
+def test_deciding_about_stopping_needs_a_whole_distribution(sampling: dict[str, float]) -> None:
+    config = stage()
+    with pytest.raises(ValidationError, match=r"'within' has credit: stop, and sampling\.top_p"):
+        RunConfig.model_validate({**config.model_dump(), "sampling": sampling})
+
+
 @pytest.mark.parametrize("other", [{"gate": {"reward": "within"}}, {"credit": "stop"}])
 def test_what_cannot_be_paid_part_by_part_is_refused(other: dict[str, object]) -> None:
     with pytest.raises(ValidationError, match="'rougeL' is paid part by part"):

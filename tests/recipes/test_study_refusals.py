@@ -150,9 +150,14 @@ def test_the_shipped_study(monkeypatch: pytest.MonkeyPatch) -> None:
     runs = [one.run for one in plan.subjects if one.run is not None]
     assert {run.seed for run in runs} == {0, 1, 2}
     for run in runs:
-        assert sum(stage.steps for stage in run.config.stages) == 100
+        assert sum(stage.steps for stage in run.config.stages) == 120
         assert (run.config.length.target, run.config.length.tolerance) == (64, 5)
-        quality = {one.label for one in run.config.stages[-1].rewards} - {"length", "within", "repetition"}
+        quality = {one.label for one in run.config.stages[-1].rewards} - {
+            "length",
+            "within",
+            "repetition",
+            "in_time",
+        }
         assert quality == {"meteor", "rougeL"}
     by_method = {run.method: run.config.stages for run in runs}
     paid = {
@@ -164,15 +169,15 @@ def test_the_shipped_study(monkeypatch: pytest.MonkeyPatch) -> None:
         "published": quality,
         "joint": {"length", *quality},
         "staged_gated": {"length", "repetition", *quality},
-        "gated": {"length", "repetition", *quality},
+        "separate": {"length", "within", "in_time", "repetition", *quality},
         "constrained": {"length", "repetition", "within", *quality},
     }
-    for name in ("gated", "staged_gated"):
-        assert {one.label for one in by_method[name][-1].rewards if one.gate} == quality
-    assert {one.label for one in by_method["staged_gated"][0].rewards if one.weight} == {
-        "length",
-        "repetition",
-    }
+    assert {one.label for one in by_method["staged_gated"][-1].rewards if one.gate} == quality
+    staged = by_method["staged_gated"][0].rewards
+    assert {one.label for one in staged if one.weight} == {"length", "repetition"}
+    credit = {one.label: one.credit for one in by_method["separate"][0].rewards}
+    assert {name for name, paid_for in credit.items() if paid_for == "stop"} == {"length", "within"}
+    assert "all" not in credit.values()
     assert by_method["constrained"][-1].constraint is not None
 
 
@@ -202,5 +207,5 @@ def test_the_shipped_study_of_three_kinds(tmp_path: Path, monkeypatch: pytest.Mo
         if one.set != "validation":  # DialogSum's own splits share rows
             assert not held & trained
     runs = [one.run for one in plan.subjects if one.run is not None]
-    assert {run.method for run in runs} == {"published", "joint", "gated", "constrained"}
+    assert {run.method for run in runs} == {"separate", "published", "joint", "constrained"}
     assert all(run.config.data.instruction == "{instruction}\n\n{document}" for run in runs)

@@ -13,13 +13,6 @@ Credit = Literal["all", "stop", "content"]
 """The decisions that a reward pays for."""
 
 
-OF_BEGINNINGS = (
-    *("rouge1", "rouge2", "rougeL", "rougeLsum", "meteor", "bleu", "chrf"),
-    *("repetition", "extractiveness", "novelty", "entity_coverage"),
-)
-"""Kinds that say something of the beginning of a text, in little time: `every` is for them."""
-
-
 class GateConfig(Room):
     """A condition on another reward of the same stage."""
 
@@ -95,10 +88,6 @@ class RewardConfig(Room):
     """Which decisions it pays for: `stop`, at each token whether to stop or to go on, of which a length is made;
     `content`, which token to go on with; or `all`. A length that pays only for stopping never touches what is said, and
     quality that pays only for content never touches the length."""
-    every: int = Field(default=0, ge=0)
-    """Score also what stands there after every so many tokens: each part is then paid for what it and the rest add, not
-    for what came before it. 0 pays all of a text for all of it. For what can be said of the beginning of a text, as
-    overlap and repetition; a gate does not go with it."""
     weight: float = 1.0
     """0 logs the reward without training on it."""
     gate: GateConfig | None = None
@@ -108,16 +97,6 @@ class RewardConfig(Room):
     def _check(self) -> Self:
         if (self.kind == "function") != (self.function is not None):
             raise ValueError("a reward needs `function: module:name` exactly when its kind is `function`")
-        if self.every and self.kind not in OF_BEGINNINGS:
-            raise ValueError(
-                f"reward {self.label!r} is {self.kind!r}, which cannot be paid part by part (`every: {self.every}`): "
-                f"that is for {', '.join(OF_BEGINNINGS)}"
-            )
-        if self.every and (self.gate or self.credit == "stop"):
-            raise ValueError(
-                f"reward {self.label!r} is paid part by part (`every: {self.every}`), and so can have no gate and no "
-                "`credit: stop`: leave one of them out"
-            )
         if (self.kind == "format_bullets") != (self.bullets is not None):
             raise ValueError("a reward needs `bullets: 5` exactly when its kind is `format_bullets`")
         if self.max_words is not None and self.kind != "format_bullets":

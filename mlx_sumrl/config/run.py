@@ -96,11 +96,6 @@ class RunConfig(NamedRunConfig):
                 f"and top_k {self.sampling.top_k} may leave out the stop token, so that nothing was decided about "
                 "stopping: set them to 1 and 0"
             )
-        if self.answer.after is not None and (parted := [reward for reward in rewards if reward.every]):
-            raise ValueError(
-                f"reward {parted[0].label!r} is paid part by part (every: {parted[0].every}), which counts from the "
-                "first token, and answer.after has rewards look at the end alone: leave one of the two out"
-            )
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
             raise ValueError(f"two stages have the same name ({', '.join(names)}); give each its own")

@@ -31,8 +31,6 @@ class Advantages:
     """Of every decision; where rewards pay for some only, of which token to go on with."""
     zero_spread: int
     """Groups in which every completion earned the same."""
-    values_PGT: FloatArray | None = None
-    """Of each token, in place of `values_PG`, where rewards pay part by part; see mlx_sumrl.training.parts."""
     stop_PG: FloatArray | None = None
     """Of stopping or going on, where rewards pay for some decisions only."""
 
@@ -65,8 +63,7 @@ def group_advantages(
         return _advantages(contributions_PGR[..., chosen], weights_R[chosen], options)
 
     values_PG, stop_PG = paid_by("all", "content"), paid_by("all", "stop")
-    zero = _zero_groups(np.abs(values_PG) + np.abs(stop_PG))
-    return Advantages(values_PG, zero, stop_PG=stop_PG)
+    return Advantages(values_PG, _zero_groups(np.abs(values_PG) + np.abs(stop_PG)), stop_PG)
 
 
 def _zero_groups(values_PG: FloatArray) -> int:

@@ -27,38 +27,24 @@ class TrainingRow:
     prompt_ids: tuple[int, ...]
     completion: Completion
     advantage: float
-    token_advantages: tuple[float, ...] | None = None
-    """Of each token in place of `advantage`, where parts differ."""
     stop_advantage: float | None = None
     """Of stopping or going on, where that is another than of what is said; see `Advantages`."""
 
     @property
     def teaches(self) -> bool:
         """Whether anything has an advantage."""
-        return bool(self.advantage or self.stop_advantage or any(self.token_advantages or ()))
+        return self.advantage != 0 or self.stop_advantage not in (None, 0)
 
 
 def training_rows(groups: Sequence[Group], advantages: Advantages) -> list[TrainingRow]:
     """The rows of a step, in order. Raises ValueError when groups and advantages do not match."""
-    stop_PG, values_PGT = advantages.stop_PG, advantages.values_PGT
-    rows = [
-        TrainingRow(
-            group.example.prompt_ids,
-            completion,
-            float(own),
-            stop_advantage=None if stop is None else float(stop),
-        )
+    stop_PG = advantages.stop_PG
+    return [
+        TrainingRow(group.example.prompt_ids, completion, float(own), None if stop is None else float(stop))
         for p, (group, own_G) in enumerate(zip(groups, advantages.values_PG, strict=True))
         for completion, own, stop in zip(
             group.completions, own_G, [None] * len(own_G) if stop_PG is None else stop_PG[p], strict=True
         )
-    ]
-    if values_PGT is None:
-        return rows
-    each = values_PGT.reshape(-1, values_PGT.shape[-1])
-    return [
-        replace(row, token_advantages=tuple(own[: len(row.completion.token_ids)].tolist()))
-        for row, own in zip(rows, each, strict=True)
     ]
 
 
@@ -99,7 +85,7 @@ def grpo_gradient(
         known = LossInputs(
             logprobs_BT=packed.mask_BT,
             sampler_logprobs_BT=_sampled(part, packed.mask_BT.shape),
-            advantages_BT=_advantages(part, packed.mask_BT.shape),
+            advantages_B=mx.array([row.advantage for row in part], dtype=mx.float32),
             mask_BT=packed.mask_BT,
             reference_logprobs_BT=reference,
         )
@@ -120,15 +106,6 @@ def grpo_gradient(
         batch(part, packed, reference) for (part, packed), reference in zip(parts, references, strict=True)
     ]
     return batch_gradient(policy, batches, head)
-
-
-def _advantages(rows: Sequence[TrainingRow], shape: tuple[int, ...]) -> mx.array:
-    """Advantages [B, T], 0 at padding."""
-    found = np.zeros(shape, np.float32)
-    for i, row in enumerate(rows):
-        T = len(row.completion.token_ids)
-        found[i, :T] = row.advantage if row.token_advantages is None else row.token_advantages
-    return mx.array(found)
 
 
 def _stopped(rows: Sequence[TrainingRow], shape: tuple[int, ...], stop_ids: Sequence[int]) -> mx.array:

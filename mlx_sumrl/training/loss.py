@@ -76,14 +76,13 @@ class LossInputs:
     """Under the policy now; the gradient goes through it."""
     sampler_logprobs_BT: mx.array
     """Under the policy that sampled, as the sampler wrote them down."""
-    advantages_BT: mx.array
-    """[B, T], or [B, 1] where all tokens of a completion have the same."""
+    advantages_B: mx.array
     mask_BT: mx.array
     """1 at completion tokens (the stop token is one), 0 at padding."""
     reference_logprobs_BT: mx.array | None = None
     """Under the reference; needed when beta > 0."""
     stops: StopInputs | None = None
-    """Where stopping has an advantage of its own; ``advantages_BT`` is then that of the rest."""
+    """Where stopping has an advantage of its own; ``advantages_B`` is then that of the rest."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +109,7 @@ def grpo_loss(
     Raises ValueError when beta > 0 and there are no reference log-probabilities.
     """
     mask = inputs.mask_BT
+    advantages_B1 = inputs.advantages_B[:, None]
     # Padding counts as ratio 1, so that nothing there can overflow.
     log_ratio_BT = (inputs.logprobs_BT - inputs.sampler_logprobs_BT) * mask
     level_log_ratio_BT = log_ratio_BT
@@ -118,9 +118,7 @@ def grpo_loss(
         level_log_ratio_BT = mx.broadcast_to(mean_B1, mask.shape)
 
     if inputs.stops is None:
-        losses_BT, touched_BT = _policy_losses(
-            inputs.logprobs_BT, level_log_ratio_BT, inputs.advantages_BT, options
-        )
+        losses_BT, touched_BT = _policy_losses(inputs.logprobs_BT, level_log_ratio_BT, advantages_B1, options)
     else:
         losses_BT, touched_BT = _separate_losses(inputs, inputs.stops, level_log_ratio_BT, options)
     metrics: LossMetrics = {
@@ -153,7 +151,7 @@ def clip_bounds(options: GrpoConfig) -> tuple[float, float]:
 
 
 def _policy_losses(
-    logprobs_BT: mx.array, log_ratio_BT: mx.array, advantages_BT: mx.array, options: GrpoConfig
+    logprobs_BT: mx.array, log_ratio_BT: mx.array, advantages_B1: mx.array, options: GrpoConfig
 ) -> tuple[mx.array, mx.array]:
     """Token losses [B, T], and 1 where the correction changed one.
 
@@ -165,17 +163,17 @@ def _policy_losses(
     cap = options.truncate_at
     frozen = mx.exp(mx.stop_gradient(log_ratio_BT))
     if options.correction == "clip":
-        touched = ((frozen < low) & (advantages_BT < 0)) | ((frozen > high) & (advantages_BT > 0))
-        flat = touched | (advantages_BT == 0)
+        touched = ((frozen < low) & (advantages_B1 < 0)) | ((frozen > high) & (advantages_B1 > 0))
+        flat = touched | (advantages_B1 == 0)
         live = mx.exp(mx.where(flat, 0.0, log_ratio_BT))
-        return -mx.where(flat, mx.clip(frozen, low, high), live) * advantages_BT, touched.astype(mx.float32)
+        return -mx.where(flat, mx.clip(frozen, low, high), live) * advantages_B1, touched.astype(mx.float32)
     if options.correction == "truncate":
         weight = mx.minimum(frozen, cap)
-        return -weight * advantages_BT * logprobs_BT, (frozen > cap).astype(mx.float32)
+        return -weight * advantages_B1 * logprobs_BT, (frozen > cap).astype(mx.float32)
     if options.correction == "mask":
         inside = (frozen >= 1 / cap) & (frozen <= cap)
-        return -mx.where(inside, frozen, 0.0) * advantages_BT * logprobs_BT, 1 - inside.astype(mx.float32)
-    return -mx.exp(log_ratio_BT) * advantages_BT, mx.zeros(log_ratio_BT.shape)
+        return -mx.where(inside, frozen, 0.0) * advantages_B1 * logprobs_BT, 1 - inside.astype(mx.float32)
+    return -mx.exp(log_ratio_BT) * advantages_B1, mx.zeros(log_ratio_BT.shape)
 
 
 def _separate_losses(
@@ -190,15 +188,12 @@ def _separate_losses(
     rest_BT = (inputs.logprobs_BT - decided_BT) * inputs.mask_BT
     frozen_BT = mx.stop_gradient(log_ratio_BT)
     losses_BT, touched_BT = mx.zeros(frozen_BT.shape), mx.zeros(frozen_BT.shape)
-    for part_BT, advantages_BT in (
-        (decided_BT, stops.advantages_B[:, None]),
-        (rest_BT, inputs.advantages_BT),
-    ):
+    for part_BT, advantages_B in ((decided_BT, stops.advantages_B), (rest_BT, inputs.advantages_B)):
         live_BT = part_BT - mx.stop_gradient(part_BT)
         if ratio_level(options) == "sequence":
             tokens_B1 = mx.maximum(inputs.mask_BT.sum(axis=1, keepdims=True), 1)
             live_BT = mx.broadcast_to(live_BT.sum(axis=1, keepdims=True) / tokens_B1, live_BT.shape)
-        losses, touched = _policy_losses(part_BT, frozen_BT + live_BT, advantages_BT, options)
+        losses, touched = _policy_losses(part_BT, frozen_BT + live_BT, advantages_B[:, None], options)
         losses_BT, touched_BT = losses_BT + losses, mx.maximum(touched_BT, touched)
     return losses_BT, touched_BT
 

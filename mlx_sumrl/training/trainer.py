@@ -39,7 +39,6 @@ from mlx_sumrl.training.loss import token_means
 from mlx_sumrl.training.micro_batch import BatchGradient
 from mlx_sumrl.training.multiplier import moved_multiplier
 from mlx_sumrl.training.optimizer import Optimizer
-from mlx_sumrl.training.parts import PartByPart
 from mlx_sumrl.training.rollout_log import Metrics, rollout_metrics, rollout_records
 from mlx_sumrl.training.schedule import learning_rate
 from mlx_sumrl.training.seeds import derived_seed
@@ -109,7 +108,6 @@ class Trainer:
         config, options = self.config, self.config.grpo
         scorer = Scorer(build_rewards(stage, config.length), config.scoring)
         credits_R = [reward.credit for reward in stage.rewards]
-        parts = PartByPart.of(stage, config, self.policy.decode)
         sampling = Sampling(
             config.sampling.temperature,
             config.sampling.top_p,
@@ -147,8 +145,6 @@ class Trainer:
                 mean = scores.means()[stage.constraint.reward]
                 self.state.multiplier = moved_multiplier(multiplier, mean, stage.constraint)
             advantages = group_advantages(scores.weighted_PGR, scores.weights_R, options, credits_R)
-            if parts is not None:
-                advantages = parts(shown, scores, advantages)
             metrics = rollout_metrics(
                 groups, scores, advantages, self.state.policy_version, config.length, shown
             )

@@ -43,7 +43,7 @@ def loss_and_gradient(
         inputs = LossInputs(
             logprobs_BT=table[contexts, tokens],  # at padding too: a number, and not zero
             sampler_logprobs_BT=mx.array(padded(batch.sampler, JUNK).astype(np.float32)),
-            advantages_BT=mx.array(batch.advantages, dtype=mx.float32)[:, None],
+            advantages_B=mx.array(batch.advantages, dtype=mx.float32),
             mask_BT=mask,
             reference_logprobs_BT=mx.array(padded(batch.reference, JUNK).astype(np.float32)),
         )

@@ -202,7 +202,7 @@ def plain_loss(
             logprobs_BT=completion_logprobs(policy.model, batch, **filters),
             stops=stops(),
             sampler_logprobs_BT=mx.array(sampled),
-            advantages_BT=mx.array([[row.advantage] for row in rows], dtype=mx.float32),
+            advantages_B=mx.array([row.advantage for row in rows], dtype=mx.float32),
             mask_BT=batch.mask_BT,
             reference_logprobs_BT=reference,
         )

@@ -128,7 +128,7 @@ def test_four_tokens_by_hand() -> None:
     inputs = LossInputs(
         logprobs_BT=mx.array([[half, half, half], [half, 0.0, 0.0]]),
         sampler_logprobs_BT=mx.array([[half, quarter, half], [half, 0.0, 0.0]]),
-        advantages_BT=mx.array([[1.0], [-2.0]]),
+        advantages_B=mx.array([1.0, -2.0]),
         mask_BT=mx.array([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]]),
     )
     normalizer = Normalizer(completions=2, tokens=4, max_tokens=5)
@@ -203,7 +203,7 @@ def test_a_ratio_that_overflows_is_corrected(
         inputs = LossInputs(
             logprobs_BT=logprobs,
             sampler_logprobs_BT=mx.array([[-1.0 - log_ratio], [-1.0]]),
-            advantages_BT=mx.array([[advantage], [1.0]]),
+            advantages_B=mx.array([advantage, 1.0]),
             mask_BT=mx.ones((2, 1)),
         )
         options = GrpoConfig(loss="dr_grpo", correction=correction, ratio_level=level)

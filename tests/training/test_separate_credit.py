@@ -7,8 +7,9 @@ from dataclasses import replace
 import mlx.core as mx
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
-from mlx_sumrl.config import GrpoConfig
+from mlx_sumrl.config import GrpoConfig, RunConfig
 from mlx_sumrl.training.advantages import group_advantages
 from mlx_sumrl.training.loss import LossInputs, Normalizer, StopInputs, grpo_loss
 
@@ -36,7 +37,7 @@ def inputs_of(
     return LossInputs(
         logprobs_BT=own_BT * mask,
         sampler_logprobs_BT=sampler_BT,
-        advantages_BT=mx.array(content)[:, None],
+        advantages_B=mx.array(content),
         mask_BT=mask,
         stops=StopInputs(stop_BT * mask, mx.array(STOPPED.astype(np.float32)), mx.array(stop)),
     )
@@ -177,3 +178,12 @@ def test_a_decision_that_nothing_pays_for_has_no_advantage(normalize: str) -> No
     assert found.values_PG.tolist() == [[0, 0], [0, 0]]
     assert found.stop_PG.tolist() == [[-1, 1], [0, 0]]
     assert found.zero_spread == 1
+
+
+@pytest.mark.parametrize("sampling", [{"top_p": 0.9}, {"top_k": 20}])
+def test_deciding_about_stopping_needs_a_whole_distribution(sampling: dict[str, float]) -> None:
+    rewards = [{"kind": "rougeL"}, {"kind": "within", "credit": "stop"}]
+    given = {"policy": {"model": "m"}, "stages": [{"name": "s", "steps": 1, "rewards": rewards}]}
+    RunConfig.model_validate(given)
+    with pytest.raises(ValidationError, match=r"'within' has credit: stop, and sampling\.top_p"):
+        RunConfig.model_validate({**given, "sampling": sampling})

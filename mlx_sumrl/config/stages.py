@@ -76,6 +76,9 @@ class StageConfig(Room):
     """Move on before `steps` once a metric is good enough."""
     learning_rate: float | None = Field(default=None, gt=0)
     """The run's own otherwise."""
+    temperature: float | None = Field(default=None, gt=0)
+    """At which completions are drawn; `sampling.temperature` otherwise. A last stage near 0 trains what greedy decoding
+    will write: loops that it falls into are hardly ever drawn at 1."""
     optimizer: Literal["fresh", "kept"] = "kept"
     """Start with empty moments, or go on with those of the stage before."""
     reference: Literal["fresh", "kept"] = "kept"

@@ -108,12 +108,10 @@ class Trainer:
         config, options = self.config, self.config.grpo
         scorer = Scorer(build_rewards(stage, config.length), config.scoring)
         credits_R = [reward.credit for reward in stage.rewards]
-        sampling = Sampling(
-            config.sampling.temperature,
-            config.sampling.top_p,
-            config.sampling.top_k,
-            config.sampling.max_tokens,
-        )
+        drawing = config.sampling
+        if stage.temperature is not None:
+            drawing = drawing.model_copy(update={"temperature": stage.temperature})
+        sampling = Sampling(drawing.temperature, drawing.top_p, drawing.top_k, drawing.max_tokens)
         self.optimizer.options = config.optimizer
         first = not [name for name in self.state.phases_done if name != SFT]
         fresh_optimizer = stage.optimizer == "fresh" or (first and SFT in self.state.phases_done)
@@ -161,7 +159,7 @@ class Trainer:
                 rows = []
             trained = time.perf_counter()
             for _ in range(options.updates_per_rollout):
-                gradient = grpo_gradient(self.policy, rows, options, config.sampling)
+                gradient = grpo_gradient(self.policy, rows, options, drawing)
                 metrics |= self._update(gradient, rate)
                 if gradient.sums:
                     metrics |= token_means(gradient.sums)

@@ -121,6 +121,36 @@ class TestStages:
         assert job.trainer().restore()
         assert sorted((job.run.path / "checkpoints").iterdir()) == whole
 
+    def test_temperature_of_each_stage(self, make_job: MakeJob) -> None:
+        """What is drawn is what is trained: on its own samples the ratio is 1 at every temperature."""
+        stages = [
+            {
+                "name": name,
+                "steps": 2,
+                "rewards": [{"kind": "length"}, {"kind": "repetition", "ngram": 1, **credit}],
+                **own,
+            }
+            for name, own, credit in (
+                ("warm", {}, {}),
+                ("cool", {"temperature": 0.4}, {}),
+                ("apart", {"temperature": 0.3}, {"credit": "stop"}),
+            )
+        ]
+        job = make_job({"stages": stages, "sampling": {"temperature": 1.3}})
+        drawn: list[float] = []
+
+        class Noting(LocalSampler):
+            def sample(
+                self, examples: Sequence[Example], group_size: int, sampling: Sampling, seed: int
+            ) -> list[Group]:
+                drawn.append(sampling.temperature)
+                return super().sample(examples, group_size, sampling, seed)
+
+        rows = job.train(Noting(job.policy))
+        assert drawn == [1.3, 1.3, 0.4, 0.4, 0.3, 0.3]
+        assert [row["ratio/mean"] for row in rows] == pytest.approx([1.0] * 6, abs=1e-4)
+        assert [row["policy_version"] for row in rows] == [1, 2, 3, 4, 5, 6]
+
     def test_moments_and_learning_rate_of_each_stage(self, make_job: MakeJob) -> None:
         changes = [{"learning_rate": 1e-3}, {"learning_rate": 5e-4}, {"optimizer": "fresh"}]
         job = make_job()

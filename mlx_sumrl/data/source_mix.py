@@ -83,7 +83,8 @@ def stratified_split(
         stratum: [i for i, one in enumerate(strata) if one == stratum] for stratum in sorted(set(strata))
     }
     shares = [len(rows) for rows in members.values()]
-    validation, test = (_shared_out(size, shares) for size in (sizes.validation, sizes.test))
+    validation = _shared_out(sizes.validation, shares, shares)
+    test = _shared_out(sizes.test, shares, [n - taken for n, taken in zip(shares, validation, strict=True)])
     splits: list[SplitName] = ["train"] * len(clusters)
     for place, (stratum, rows) in enumerate(members.items()):
         renumbered: dict[int, int] = {}
@@ -96,11 +97,13 @@ def stratified_split(
     return splits
 
 
-def _shared_out(total: int, shares: Sequence[int]) -> list[int]:
-    """``total`` in whole parts as nearly proportional to ``shares`` as can be: the largest remainders get one more."""
+def _shared_out(total: int, shares: Sequence[int], room: Sequence[int]) -> list[int]:
+    """``total`` in whole parts as nearly proportional to ``shares`` as can be, none above its ``room``: the largest
+    remainders get one more."""
     everything = sum(shares)
-    parts = [total * share // everything for share in shares]
-    remainders = [(-(total * share % everything), place) for place, share in enumerate(shares)]
-    for _, place in sorted(remainders)[: total - sum(parts)]:
-        parts[place] += 1
+    parts = [min(total * share // everything, most) for share, most in zip(shares, room, strict=True)]
+    remainders = sorted((-(total * share % everything), place) for place, share in enumerate(shares))
+    while free := [place for _, place in remainders if parts[place] < room[place]][: total - sum(parts)]:
+        for place in free:
+            parts[place] += 1
     return parts

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -92,6 +92,7 @@ def test_limits() -> None:
     st.integers(0, 20),
     st.integers(0, 3),
 )
+@example([0, 1, 2, 2, 2, 2], 2, 2, 0)  # a source of one row, which both splits would have
 def test_splits_have_the_shares_of_the_whole(
     of_row: list[int], validation: int, test: int, seed: int
 ) -> None:

@@ -39,7 +39,7 @@ def test_the_end_is_where_pythons_parser_has_it(
     assert (spans, begun) == ([(len(before.encode(errors="replace")), wanted)], None)
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(CONTAINERS)
 def test_no_beginning_of_a_value_is_complete(value: Any) -> None:
     written = json.dumps(value).encode()

@@ -164,7 +164,7 @@ def compared(arguments: argparse.Namespace, model: str | None) -> Report:
 def work(model: str, adapter: str | None, asked: dict[str, Any]) -> dict[str, Any]:
     """One model's answers: per target, the length in tokens and whether it stopped by itself, row by row."""
     given = Asked(**asked)
-    policy = load_policy(PolicyConfig(model=model, dtype=given.dtype), adapter=adapter)
+    policy = load_policy(PolicyConfig(model=model, dtype=given.dtype), adapter=adapter, trained=False)
     sampler = LocalSampler(policy, given.batch_size)
     found: dict[str, list[tuple[str, int, bool]]] = {}
     for target in given.targets:

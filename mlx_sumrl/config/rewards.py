@@ -86,8 +86,8 @@ class RewardConfig(Room):
     long for a whole step, and ends the run where it takes longer."""
     credit: Credit = "all"
     """Which decisions it pays for: `stop`, at each token whether to stop or to go on, of which a length is made;
-    `content`, which token to go on with; or `all`. A length that pays only for stopping never touches what is said, and
-    quality that pays only for content never touches the length."""
+    `content`, which token to go on with; or `all`. A length that pays only for stopping moves words through shared
+    weights alone, and so does quality that pays only for content the length; see mlx_sumrl.training.loss."""
     weight: float = 1.0
     """0 logs the reward without training on it."""
     gate: GateConfig | None = None

@@ -38,8 +38,9 @@ shift is left out, as everywhere in this family.)
 Separate credit. A token is two decisions, log p(t) = log s + log c: s is the probability of what was decided about
 stopping (p(stop), or 1 - p(stop) where the text went on), c that of the token given this decision. With `StopInputs`
 each has an advantage of its own, and A log p above becomes S log s + A log c, with r as the weight of both; where S = A
-the gradient is the one without. What is lost is that words have a part in when a text ends; what is won is that the
-advantage of a length, which is the same for 60 words and says nothing about any of them, does not move them.
+the gradient is the one without (the value of `clip` and `none` then counts r A once for each decision). What is lost is
+that words have a part in when a text ends; what is won is that the advantage of a length, which is the same for all
+words of a text and says nothing about any, does not move them. Our own; see tests/training/test_separate_credit.py.
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ class StopInputs:
     stopped_BT: mx.array
     """1 where the completion stopped, 0 where it went on."""
     advantages_B: mx.array
+    """Of deciding about stopping."""
 
 
 @dataclass(frozen=True)

@@ -115,6 +115,18 @@ class Member:
         """Seconds until all that is asked of it should be here."""
         return max((one.due - now for one in self.flights), default=0.0)
 
+    def draw_problem(self, draw: Draw) -> str | None:
+        """What is wrong with asking it to draw like that, and the way out; None where it can, or is not known yet."""
+        shaped = draw.temperature != 1.0 or draw.top_p < 1.0 or draw.top_k > 0 or draw.min_tokens > 0
+        if not shaped or self.info is None or self.info.features.filters:
+            return None
+        return (
+            "gives log-probabilities before temperature and filters, and is asked to draw at temperature "
+            f"{draw.temperature:g}, top_p {draw.top_p:g}, top_k {draw.top_k}, min_tokens {draw.min_tokens}: start it "
+            "with --engine mlx or vllm; set temperature 1.0 (that of a stage too), top_p 1.0, top_k 0 and min_tokens "
+            "0; or take it out of nodes.yaml"
+        )
+
     def at(self, version: int) -> None:
         """It is at this version from now on, which has not passed the canary."""
         self.version, self.trust = version, asyncio.Event()

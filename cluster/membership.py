@@ -15,7 +15,7 @@ from typing import Any
 from cluster.member import Member
 from cluster.nodes import NodesConfig
 from cluster.publishing import Publication, Publisher
-from cluster.wire import ModelFingerprint
+from cluster.wire import Draw, ModelFingerprint
 from cluster.worker_client import MisfitError, WorkerError
 
 log = logging.getLogger(__name__)
@@ -36,12 +36,15 @@ class Membership:
         model: ModelFingerprint | None,
         on_open: Callable[[Member], None],
         on_lost: Callable[[Member], None],
+        draws: Sequence[Draw] = (),
     ) -> None:
-        """``on_open``: it may be asked. ``on_lost``: what it was asked has to be asked of others."""
+        """``on_open``: it may be asked. ``on_lost``: what it was asked has to be asked of others. ``draws``: as it will
+        be asked to draw."""
         self.members = members
         self.nodes = nodes
         self.publisher = publisher
         self.model = model
+        self.draws = tuple(draws)
         self.gone_since: float | None = None
         """When the last member that had been open was lost; None while there is one."""
         self._on_open, self._on_lost = on_open, on_lost
@@ -126,6 +129,8 @@ class Membership:
                 f"its engine is {health.state}" + (f": {health.detail}" if health.detail else "")
             )
         member.info = await member.client.info(self.model)
+        if problem := next(filter(None, map(member.draw_problem, self.draws)), None):
+            raise MisfitError(problem)
         member.live = True
         self._met.set()
         self._tried[member].set()

@@ -44,13 +44,14 @@ class Pool:
         publisher: Publisher,
         stop_ids: Sequence[int],
         model: ModelFingerprint | None = None,
+        draws: Sequence[Draw] = (),
     ) -> None:
-        """``model`` is what the workers' must equal; None asks for nothing."""
+        """``model`` is what the workers' must equal; None asks for nothing. ``draws``: as they have to be able to."""
         self.members = members
         self.nodes = nodes
         self.publisher = publisher
         self.totals = Totals()
-        self.membership = Membership(members, nodes, publisher, model, self._opened, self._lost)
+        self.membership = Membership(members, nodes, publisher, model, self._opened, self._lost, draws)
         self.on_delivered: Callable[[Batch, int, Delivered], None] | None = None
         """Called in the event loop for each place as it is delivered; it may still be asked again."""
         self._stop_ids = tuple(sorted(stop_ids))
@@ -361,15 +362,11 @@ class Pool:
 
     def _check(self, prompts: Sequence[tuple[int, ...]], draw: Draw) -> None:
         longest = max(len(prompt) for prompt in prompts) + draw.max_tokens
-        shaped = draw.temperature != 1.0 or draw.top_p < 1.0 or draw.top_k > 0 or draw.min_tokens > 0
         for member in self.members:
             if member.info is None:
                 continue
-            if shaped and not member.info.features.filters:
-                raise UserError(
-                    f"worker {member.name} gives log-probabilities before temperature and filters: set temperature "
-                    "1.0, top_p 1.0, top_k 0 and min_tokens 0, or take it out of nodes.yaml"
-                )
+            if problem := member.draw_problem(draw):
+                raise UserError(f"worker {member.name} {problem}")
             if longest > member.info.max_tokens:
                 raise UserError(
                     f"worker {member.name} takes {member.info.max_tokens} tokens, and the longest prompt with its "

@@ -47,11 +47,13 @@ class ClusterSampler:
         stop_ids: Collection[int],
         vocabulary: int,
         model: ModelFingerprint | None = None,
+        drawn: Sequence[Sampling] = (),
     ) -> None:
         """Meets the workers; returns once one of them has answered and all have been tried.
 
         ``snapshot`` is called inside of `publish`, in the caller's thread. ``decode`` turns ids (without the stop
         token) into a completion's text. ``vocabulary``: ids are below. ``model``: what the workers' must equal.
+        ``drawn``: how they will be asked to sample, as far as that is known, and so have to be able to.
         Raises `UserError` for a worker that will never do, `NoSamplerError` when none answers for
         ``wait_for_workers_s``.
         """
@@ -79,7 +81,7 @@ class ClusterSampler:
         self._thread.start()
         self._pool: Pool | None = None
         try:
-            self._pool = self._do(self._made([*workers], vocabulary, model))
+            self._pool = self._do(self._made([*workers], vocabulary, model, drawn))
             self._do(self._met())
         except BaseException:
             self.close()
@@ -234,10 +236,13 @@ class ClusterSampler:
             future.cancel()
             raise
 
-    async def _made(self, workers: list[Any], vocabulary: int, model: ModelFingerprint | None) -> Pool:
+    async def _made(
+        self, workers: list[Any], vocabulary: int, model: ModelFingerprint | None, drawn: Sequence[Sampling]
+    ) -> Pool:
         members = [Member(WorkerClient(one, self.nodes, vocabulary)) for one in workers]
         publisher = Publisher(self.nodes, self._canary)
-        pool = Pool(members, self.nodes, publisher, self._canary.stop_ids, model)
+        draws = [Draw(**asdict(sampling)) for sampling in drawn]
+        pool = Pool(members, self.nodes, publisher, self._canary.stop_ids, model, draws)
         pool.on_delivered = self._delivered
         return pool
 

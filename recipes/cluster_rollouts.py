@@ -25,12 +25,16 @@ HELP = "sample on other machines: a nodes.yaml that lists workers (see the READM
 
 @contextmanager
 def rollouts_from(
-    nodes: Path | None, policy: Policy, examples: Sequence[Example], folder: Path
+    nodes: Path | None,
+    policy: Policy,
+    examples: Sequence[Example],
+    folder: Path,
+    drawn: Sequence[Sampling] = (),
 ) -> Iterator[TrainingSampler | None]:
     """The workers of ``nodes``; None, for the trainer's own sampler, without.
 
-    What is sent is written below ``folder`` first. Raises `UserError` for a file, a worker or a policy that will
-    not do.
+    What is sent is written below ``folder`` first; ``drawn`` is how the stages will sample. Raises `UserError` for a
+    file, a worker or a policy that will not do.
     """
     if nodes is None:
         yield None
@@ -61,6 +65,7 @@ def rollouts_from(
         stop_ids=policy.stop_ids,
         vocabulary=policy.vocabulary,
         model=model_fingerprint(policy.folder),
+        drawn=drawn,
     )
     with sampler:
         yield sampler

@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from mlx_sumrl.config.rewards import RewardConfig
+from mlx_sumrl.config.rollouts import SamplingConfig
 from mlx_sumrl.config.room import Room
 
 STEP_METRICS = (
@@ -75,7 +76,7 @@ class StageConfig(Room):
     until: UntilConfig | None = None
     """Move on before `steps` once a metric is good enough."""
     learning_rate: float | None = Field(default=None, gt=0)
-    """The run's own otherwise."""
+    """Peak step size; the run's own otherwise."""
     temperature: float | None = Field(default=None, gt=0)
     """At which completions are drawn; `sampling.temperature` otherwise. A last stage near 0 trains what greedy decoding
     will write: loops that it falls into are hardly ever drawn at 1."""
@@ -83,6 +84,10 @@ class StageConfig(Room):
     """Start with empty moments, or go on with those of the stage before."""
     reference: Literal["fresh", "kept"] = "kept"
     """KL to the policy as this stage found it, or to that of the stage before."""
+
+    def drawing(self, run: SamplingConfig) -> SamplingConfig:
+        """How its completions are drawn: as ``run`` says, at the stage's own temperature."""
+        return run if self.temperature is None else run.model_copy(update={"temperature": self.temperature})
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, Self
 
+from mlx_sumrl.config import SamplingConfig
 from mlx_sumrl.data.example import Example
 from mlx_sumrl.errors import UserError
 
@@ -68,6 +69,11 @@ class Sampling:
     """Most tokens generated, the stop token counted."""
     min_tokens: int = 0
     """Stop tokens are forbidden before this many tokens."""
+
+    @classmethod
+    def in_training(cls, options: SamplingConfig) -> Self:
+        """As a run or one of its stages draws."""
+        return cls(options.temperature, options.top_p, options.top_k, options.max_tokens)
 
 
 class NoSamplerError(UserError):

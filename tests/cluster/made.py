@@ -87,7 +87,11 @@ def examples(count: int, first: int = 0) -> list[Example]:
 
 
 def sampler_for(
-    urls: Sequence[str], folder: Path, snapshots: Snapshots | None = None, **options: Any
+    urls: Sequence[str],
+    folder: Path,
+    snapshots: Snapshots | None = None,
+    drawn: Sequence[Sampling] = (),
+    **options: Any,
 ) -> ClusterSampler:
     nodes = NodesConfig.model_validate(
         {"workers": [{"url": url, "name": f"w{place}"} for place, url in enumerate(urls)], **QUICK, **options}
@@ -100,6 +104,7 @@ def sampler_for(
         stop_ids=(STOP,),
         vocabulary=VOCABULARY,
         model=FINGERPRINT,
+        drawn=drawn,
     )
 
 

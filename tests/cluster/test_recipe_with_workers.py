@@ -11,6 +11,9 @@ import mlx.core as mx
 import pytest
 import yaml
 
+from benchmarks.simulated_worker import Behaviour
+from benchmarks.simulated_workers import SimulatedWorkers
+from cluster.fingerprint import model_fingerprint
 from tests.cluster.running_worker import TOKEN, Worker
 from tests.recipes.programs import SHARED, start, tiny_job, write_options
 
@@ -99,3 +102,21 @@ def test_a_nodes_file_that_is_not_there(tmp_path: Path) -> None:
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 2
     assert "absent.yaml" in said
+
+
+def test_a_worker_that_cannot_draw_as_the_last_stage_will_ask_ends_it_before_it_begins(
+    tmp_path: Path,
+) -> None:
+    """Simulated, as vllm-metal is: its log-probabilities are those at temperature 1."""
+    options = job("lora")
+    options["stages"][1]["temperature"] = 0.3
+    write_options(tmp_path, options)
+    raw = Behaviour(filters=False, fingerprint=model_fingerprint(MODEL))
+    with SimulatedWorkers(raw) as simulated:
+        (tmp_path / "nodes.yaml").write_text(yaml.safe_dump({"workers": simulated.urls}))
+        process = start("grpo_staged", "--config", "job.yaml", "--cluster", "nodes.yaml", folder=tmp_path)
+        said, _ = process.communicate(timeout=120)
+    assert process.returncode == 2, said
+    assert "is asked to draw at temperature 0.3" in said
+    assert "--engine mlx" in said
+    assert not (tmp_path / "runs" / "job" / "metrics.jsonl").exists()

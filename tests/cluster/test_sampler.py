@@ -302,6 +302,20 @@ def test_the_token(tmp_path: Path) -> None:
     assert "secret-word" not in str(caught.value)
 
 
+def test_a_worker_that_cannot_draw_as_it_will_be_asked_to_is_none(tmp_path: Path) -> None:
+    """Known before anything is sampled, however late it would be asked."""
+    drawn = [SAMPLING, Sampling(temperature=0.3, max_tokens=8)]
+    said = r"worker w0 .* gives log-probabilities .* temperature 0\.3, .* start it with --engine mlx"
+    with (
+        pytest.raises(UserError, match=said),
+        cluster(tmp_path / "a", Behaviour(filters=False), Behaviour(), drawn=drawn),
+    ):
+        pass
+    with cluster(tmp_path / "b", Behaviour(), drawn=drawn) as (sampler, _):
+        sampler.publish(0)
+        assert len(sampler.sample(examples(1), 2, drawn[1], seed=0)) == 1
+
+
 def test_what_an_engine_cannot_do_is_said_at_once(tmp_path: Path) -> None:
     with cluster(tmp_path, Behaviour(filters=False)) as (sampler, _):
         sampler.publish(0)

@@ -18,8 +18,9 @@ class OptimizerConfig(Room):
     kind: Literal["adamw", "lion", "adafactor", "muon"] = "adamw"
     """AdamW; Lion keeps half of its state and wants a third to a tenth of its learning rate; Adafactor keeps
     hardly any; Muon makes the steps of hidden matrices orthogonal (AdamW for the rest, same learning rate)."""
-    learning_rate: float = Field(default=1e-5, gt=0)
-    """Peak step size."""
+    learning_rate: float | None = Field(default=None, gt=0)
+    """Peak step size; null takes what the tuning bears: 1e-5 for every parameter, and for adapters 2e-3 in a model 256
+    wide, less in a wider one; see mlx_sumrl.training.peak_rate."""
     betas: tuple[float, float] = (0.9, 0.99)
     """Decay of the first and second moment; Muon's momentum is the first, Adafactor has its own."""
     eps: float = Field(default=1e-8, gt=0)
@@ -53,7 +54,7 @@ class OptimizerConfig(Room):
         if self.warmup_steps and self.warmup_ratio:
             raise ValueError(
                 f"warmup_steps {self.warmup_steps} and warmup_ratio {self.warmup_ratio} say the same thing twice: "
-                "leave one of them out"
+                "leave one of them out (a recipe's own warmup_steps by setting it to 0)"
             )
         return self
 

@@ -58,6 +58,17 @@ class Policy:
         return int(self.config["vocab_size"])
 
     @property
+    def width(self) -> int:
+        """D, the size of a hidden state."""
+        return int(self.config["hidden_size"])
+
+    @property
+    def adapters_are_new(self) -> bool:
+        """Whether there are adapters, and they change nothing yet: B is 0 until the first update."""
+        halves = [array for name, array in self.weights().items() if name.endswith(".lora_b")]
+        return bool(halves) and not any(mx.any(half != 0).item() for half in halves)
+
+    @property
     def is_quantized(self) -> bool:
         """Whether the model keeps matrices as packed codes."""
         return mlx_internals.is_quantized(self.model)

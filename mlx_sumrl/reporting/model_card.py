@@ -190,9 +190,8 @@ def _options(config: RunConfig | SftRunConfig) -> dict[str, object]:
         options["quantize"] = (
             f"trained on the base in {packed.bits} bits, groups of {packed.group_size} weights"
         )
-    options["optimizer"] = (
-        f"{optimizer.kind}, learning rate {optimizer.learning_rate:g}, {optimizer.schedule}"
-    )
+    rate = "" if optimizer.learning_rate is None else f"learning rate {optimizer.learning_rate:g}, "
+    options["optimizer"] = f"{optimizer.kind}, {rate}{optimizer.schedule}"
     if isinstance(config, SftRunConfig):
         sft = config.sft
         options["sft"] = f"{f'{sft.epochs:g} epochs' if sft.steps is None else f'{sft.steps} steps'}"

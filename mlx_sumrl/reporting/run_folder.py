@@ -112,6 +112,10 @@ class RunFolder:
         config = config.model_copy(update={"runs_dir": path.parent, "name": path.name})
         return config, cls(path, _locked(path))
 
+    def keep_options(self, config: NamedFolderConfig) -> None:
+        """Options that only the model could settle, into config.json: a resumed run has the same."""
+        self.write_json(CONFIG, {**read_record(self.path), "options": config.to_json()})
+
     def write_json(self, relative: str | Path, content: Any) -> Path:
         """Write a JSON file below the folder; it is complete or not there. Returns its path."""
         target = self.path / relative

@@ -54,7 +54,8 @@ def group_advantages(
     """
     if np.isinf(contributions_PGR).any():
         raise ValueError("rewards must be finite")
-    if all(credit == "all" for credit in credits_R):
+    # A reward without weight pays for no decision; without p(stop) the head has half the work.
+    if all(credit == "all" or not weights_R[r] for r, credit in enumerate(credits_R)):
         values_PG = _advantages(contributions_PGR, weights_R, options)
         return Advantages(values_PG, zero_spread=_zero_groups(values_PG))
 

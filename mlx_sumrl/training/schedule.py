@@ -7,15 +7,14 @@ import math
 from mlx_sumrl.config import OptimizerConfig
 
 
-def learning_rate(options: OptimizerConfig, step: int, total: int, peak: float | None = None) -> float:
-    """The rate of step ``step`` (0-based) of ``total``; ``peak`` stands in for ``options.learning_rate``.
+def learning_rate(options: OptimizerConfig, step: int, total: int, peak: float) -> float:
+    """The rate of step ``step`` (0-based) of ``total``; ``peak`` is ``options.learning_rate`` or stands in for it.
 
     It rises in a line over the warm-up, reaching its peak at the step after it, then follows the schedule down to
     ``final_share`` of the peak at the last step. ``inverse_sqrt`` (Vaswani et al. 2017, section 5.3) falls as the
     root of the steps since the warm-up began, for which a run without one counts from its first step, and stays
     above that share; ``stable_decay`` is the warm-up, stable, decay of Hu et al. 2024 (arXiv:2404.06395).
     """
-    peak = options.learning_rate if peak is None else peak
     warmup = min(warmup_steps(options, total), total)
     if step < warmup:
         return peak * (step + 1) / (warmup + 1)

@@ -201,7 +201,7 @@ class SupervisedTrainer:
             config.sft.label_smoothing,
         )
         count, tokens = self.optimizer.count, gradient.sums["tokens"]
-        rate = learning_rate(config.optimizer, state.step, self.total)
+        rate = learning_rate(config.optimizer, state.step, self.total, config.optimizer.learning_rate)
         metrics: Metrics = dict(apply_update(self.policy, self.optimizer, self.guard, gradient, rate))
         seconds = time.perf_counter() - started
         state.step += 1

@@ -39,6 +39,7 @@ from mlx_sumrl.training.loss import token_means
 from mlx_sumrl.training.micro_batch import BatchGradient
 from mlx_sumrl.training.multiplier import moved_multiplier
 from mlx_sumrl.training.optimizer import Optimizer
+from mlx_sumrl.training.peak_rate import peak_rate
 from mlx_sumrl.training.rollout_log import Metrics, rollout_metrics, rollout_records
 from mlx_sumrl.training.schedule import learning_rate
 from mlx_sumrl.training.seeds import derived_seed
@@ -98,7 +99,8 @@ class Trainer:
         def step() -> Metrics:
             batch = self._batch(examples, options.batch_size)
             gradient = sft_gradient(self.policy, batch, options.micro_batch_tokens)
-            rate = learning_rate(options.optimizer, self.state.phase_step, options.steps)
+            taught = options.optimizer
+            rate = learning_rate(taught, self.state.phase_step, options.steps, taught.learning_rate)
             return {**self._update(gradient, rate), "tokens": gradient.sums.get("tokens", 0.0)}
 
         self._steps(SFT, options.steps, step, met=lambda metrics: False)
@@ -108,10 +110,9 @@ class Trainer:
         config, options = self.config, self.config.grpo
         scorer = Scorer(build_rewards(stage, config.length), config.scoring)
         credits_R = [reward.credit for reward in stage.rewards]
-        drawing = config.sampling
-        if stage.temperature is not None:
-            drawing = drawing.model_copy(update={"temperature": stage.temperature})
-        sampling = Sampling(drawing.temperature, drawing.top_p, drawing.top_k, drawing.max_tokens)
+        peak = stage.learning_rate or peak_rate(config.optimizer, self.policy)
+        drawing = stage.drawing(config.sampling)
+        sampling = Sampling.in_training(drawing)
         self.optimizer.options = config.optimizer
         first = not [name for name in self.state.phases_done if name != SFT]
         fresh_optimizer = stage.optimizer == "fresh" or (first and SFT in self.state.phases_done)
@@ -152,7 +153,7 @@ class Trainer:
             if multiplier is not None:
                 metrics["constraint/multiplier"] = multiplier
             rows = training_rows(groups, advantages)
-            rate = learning_rate(config.optimizer, self.state.phase_step, stage.steps, stage.learning_rate)
+            rate = learning_rate(config.optimizer, self.state.phase_step, stage.steps, peak)
             if broken := not _finite(groups):
                 # A policy of NaN draws one token for ever: no advantages, so no gradient would tell.
                 self.guard.skipped()
@@ -220,9 +221,8 @@ class Trainer:
             state.phase, state.phase_step, state.streak, state.multiplier = name, 0, 0, None
             if fresh_optimizer:
                 self.optimizer.reset()
-            untouched = state.step == 0 and self.policy.options.tuning != "full"
-            if fresh_reference and self.config.grpo.beta > 0 and not untouched:
-                # New adapters need no copy: their reference is the model with them off.
+            # New adapters need no copy: their reference is the model with them off.
+            if fresh_reference and self.config.grpo.beta > 0 and not self.policy.adapters_are_new:
                 self.policy.take_reference(self.config.grpo.reference)
         return True
 

@@ -80,12 +80,12 @@ class TestValues:
         assert run_config("--sft.steps", "7", "--sft", "null").sft is None
 
     def test_a_partial_room_keeps_the_default_of_the_room_above(self) -> None:
-        """SftConfig's optimizer learns at 1e-4, OptimizerConfig by itself at 1e-5."""
+        """SftConfig's optimizer learns at 1e-4, OptimizerConfig by itself at what the model bears."""
         config = run_config("--sft.optimizer.weight_decay", "0.1")
         assert config.sft is not None
         assert config.sft.optimizer.learning_rate == 1e-4
         assert config.sft.optimizer.weight_decay == 0.1
-        assert run_config("--optimizer.weight_decay", "0.1").optimizer.learning_rate == 1e-5
+        assert run_config("--optimizer.weight_decay", "0.1").optimizer.learning_rate is None
 
     def test_environment_variables_are_not_read(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("SEED", "99")
@@ -344,7 +344,7 @@ class TestHelp:
     def test_types_defaults_and_rooms(self, page: str) -> None:
         assert "--grpo.group_size  int, default 8" in page
         assert "--sft.optimizer.learning_rate  float, default 0.0001" in page
-        assert "--optimizer.learning_rate  float, default 1e-05" in page
+        assert "--optimizer.learning_rate  float or null, default null" in page
         assert "--policy.dtype  float32 | bfloat16, default 'bfloat16'" in page
         assert "\ngrpo: Group relative policy optimisation" in page
         assert 'default [{"name": "length"' in page

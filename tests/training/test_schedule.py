@@ -13,8 +13,8 @@ from mlx_sumrl.config import OptimizerConfig
 from mlx_sumrl.training.schedule import learning_rate
 
 
-def rates(total: int, peak: float | None = None, **options: object) -> list[float]:
-    config = OptimizerConfig(learning_rate=1.0, **options)
+def rates(total: int, peak: float = 1.0, **options: object) -> list[float]:
+    config = OptimizerConfig(**options)
     return [learning_rate(config, step, total, peak) for step in range(total)]
 
 
@@ -89,8 +89,8 @@ schedules = st.sampled_from(["constant", "linear", "cosine", "inverse_sqrt", "st
     st.integers(0, 300),
 )
 def test_bounds(schedule: str, warmup: int, share: float, peak: float, total: int, step: int) -> None:
-    options = OptimizerConfig(learning_rate=peak, schedule=schedule, warmup_steps=warmup, final_share=share)
-    rate = learning_rate(options, step, total)
+    options = OptimizerConfig(schedule=schedule, warmup_steps=warmup, final_share=share)
+    rate = learning_rate(options, step, total, peak)
     # Positive while it warms up, never above the peak, never below its last share afterwards.
     assert 0 <= rate <= peak * (1 + 1e-12)
     assert rate > 0 if step < min(warmup, total) else rate >= peak * share * (1 - 1e-12)

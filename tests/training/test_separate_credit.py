@@ -180,6 +180,18 @@ def test_a_decision_that_nothing_pays_for_has_no_advantage(normalize: str) -> No
     assert found.zero_spread == 1
 
 
+@pytest.mark.parametrize("normalize", ["sum", "each"])
+def test_what_has_no_weight_pays_for_no_decision(normalize: str) -> None:
+    """And the head need not say how likely it was to stop."""
+    contributions_PGR = np.array([[[1.0, 0.0], [2.0, 0.0]], [[3.0, 0.0], [5.0, 0.0]]])
+    options = GrpoConfig.model_validate({"normalize_rewards": normalize})
+    found = group_advantages(contributions_PGR, np.array([1.0, 0.0]), options, ("all", "stop"))
+    assert found.stop_PG is None
+    assert found.values_PG.tolist() == [[-1, 1], [-1, 1]]
+    paid = group_advantages(contributions_PGR, np.array([1.0, 0.5]), options, ("all", "stop"))
+    assert paid.stop_PG is not None
+
+
 @pytest.mark.parametrize("sampling", [{"top_p": 0.9}, {"top_k": 20}])
 def test_deciding_about_stopping_needs_a_whole_distribution(sampling: dict[str, float]) -> None:
     rewards = [{"kind": "rougeL"}, {"kind": "within", "credit": "stop"}]

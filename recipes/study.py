@@ -2,6 +2,7 @@
 
     python -m recipes.study --config recipes/configs/study.yaml
     python -m recipes.study --resume runs/study                  # after Ctrl-C, a crash or a power cut
+    python -m recipes.study --config more.yaml --extend runs/study
 
 Every run is a `recipes.grpo_staged` in a process of its own, every evaluation a `recipes.evaluate`. What is finished
 is never done again; what was interrupted goes on. At the end: a table with means and spread over seeds, study.json,
@@ -15,6 +16,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 
@@ -28,6 +30,7 @@ from mlx_sumrl.study.tables import COLUMNS, results_table, shown
 from mlx_sumrl.training.interrupts import finish_step_on_interrupt
 from recipes.opened_run import opened
 from recipes.study_end import finish, lines_of
+from recipes.study_extension import HELP, extended
 from recipes.study_plan import Plan, planned
 from recipes.study_work import Work
 
@@ -41,10 +44,26 @@ POLL_S = 0.1
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line, check everything, and do what is left to do."""
     command = parse_command(
-        StudyConfig, argv, prog="python -m recipes.study", description=DESCRIPTION, based=("options",)
+        StudyConfig,
+        argv,
+        prog="python -m recipes.study",
+        description=DESCRIPTION,
+        extra={"extend": HELP},
+        based=("options",),
     )
-    plan = planned(command.run) if isinstance(command.run, StudyConfig) else None  # before a folder is made
-    study, folder = opened(command, StudyConfig)
+    more = command.extra.get("extend")
+    plan = None
+    if isinstance(command.run, StudyConfig) and more is not None:
+        study, plan, folder = extended(command.run, Path(more))
+    elif more is not None:
+        raise UserError(
+            f"--resume {command.run} adds nothing: leave out --extend {more}, or give it --config"
+        )
+    else:
+        plan = (
+            planned(command.run) if isinstance(command.run, StudyConfig) else None
+        )  # before a folder is made
+        study, folder = opened(command, StudyConfig)
     again = f"python -m recipes.study --resume {shlex.quote(str(folder.path))}"
     with folder, make_progress() as progress:
         plan = plan or planned(study)

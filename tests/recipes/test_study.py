@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mlx_sumrl.errors import UserError
 from mlx_sumrl.options.tree import merged
 from recipes.study import main
 
@@ -210,6 +212,58 @@ def test_what_is_finished_is_only_put_together_again(
     assert said.rpartition("trained on")[2] == whole.said.rpartition("trained on")[2]
     assert page.read_bytes() == before
     assert sorted(path.stat().st_mtime_ns for path in whole.path.glob("logs/*")) == logs
+
+
+def test_a_study_is_extended(
+    whole: Study, environment: None, tmp_path: Path, tiny_model: Path, posts: list[dict[str, str]]
+) -> None:
+    """By a seed and a baseline: what is done stays, and ends up in one table with what is new."""
+    folder = tmp_path / "extended"
+    shutil.copytree(whole.folder, folder)
+    given = options(tmp_path / "other", tiny_model, posts, {"seeds": [0, 1, 2], "at_once": 2})
+    given["baselines"]["forced"] = {"force_length": 12}
+    study = Study(folder, "")
+    before = {run: (study.path / "runs" / run / "metrics.jsonl").stat().st_mtime_ns for run in RUNS}
+    more = write_options(folder, given, "more.yaml")
+    code, said = ended(start("study", "--config", more, "--extend", "runs/study", folder=folder))
+    assert code == 0, said
+    assert "5 of 8 runs and baselines are done already" in said
+    after = {run: (study.path / "runs" / run / "metrics.jsonl").stat().st_mtime_ns for run in RUNS}
+    assert after == before
+    sets = study.json("study.json")["sets"]["posts"]
+    assert set(sets) == {"untrained", "forced", "joint", "staged"}
+    for run in RUNS:
+        assert study.measured(run) == whole.measured(run)
+    for method in ("joint", "staged"):
+        lengths = [study.measured(f"{method}-seed{seed}")["summary"]["length_mean"] for seed in range(3)]
+        assert sets[method]["mean"]["length_mean"] == pytest.approx(np.mean(lengths))
+    code, said = ended(start("study", "--resume", "runs/study", folder=folder))
+    assert "8 of 8 runs and baselines are done already" in said
+
+
+def test_what_a_study_has_begun_keeps_its_options(
+    whole: Study, tmp_path: Path, tiny_model: Path, posts: list[dict[str, str]]
+) -> None:
+    given = options(tmp_path / "other", tiny_model, posts, {})
+    before = (whole.path / "config.json").read_bytes()
+
+    def refused(changes: Mapping[str, Any], *argv: str) -> str:
+        file = write_options(whole.folder, merged(given, changes), "more.yaml")
+        argv = argv or ("--config", file)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(whole.folder)
+            with pytest.raises(UserError) as caught:
+                main([*argv, "--extend", "runs/study"])
+        assert (whole.path / "config.json").read_bytes() == before
+        return str(caught.value)
+
+    assert "begun joint-seed0 with grpo.group_size 3, and the file says 2" in refused(
+        {"options": {"grpo": {"group_size": 2}}}
+    )
+    assert "begun joint-seed1, which the file has not" in refused({"seeds": [0]})
+    evaluation = {"evaluations": {"posts": {"temperature": 0.5}}}
+    assert "begun posts/joint-seed0 with temperature 1.0, and the file says 0.5" in refused(evaluation)
+    assert "leave out --extend" in refused({}, "--resume", "runs/study")
 
 
 def test_failed_killed_and_interrupted_with_two_at_once_it_ends_the_same(

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from mlx_sumrl.config import (
     DEFAULT_LENGTH_UNIT,
@@ -46,7 +46,8 @@ from mlx_sumrl.rewards.scoring import build_rewards
 from mlx_sumrl.rollouts import LocalSampler, Sampling
 from mlx_sumrl.rollouts.answer_part import AnswerPart
 from mlx_sumrl.rollouts.long_summary import LongSummarizer, round_told
-from mlx_sumrl.training.stages import STAGED
+from mlx_sumrl.training.peak_rate import with_rate
+from mlx_sumrl.training.stages import laid_under, what_is_left_out
 from mlx_sumrl.training.trainer import Trainer
 
 
@@ -115,7 +116,8 @@ def train_grpo(
     progress: Progress | None = None,
     **options: Any,
 ) -> None:
-    """GRPO, in place, through the stages of a curriculum; the staged default where ``stages`` is left out.
+    """GRPO, in place, through the stages of a curriculum; where ``stages`` is left out, those of
+    `recipes.grpo_staged` with their temperature, rates and KL.
 
     ``options`` are rooms of `RunConfig` (``length={"target": 64}``, ``grpo={...}``, ``stages=[...]``). ``run``
     names a folder for metrics, rollouts and checkpoints; without one nothing is written. Raises `UserError`.
@@ -125,13 +127,19 @@ def train_grpo(
         if any((Path(run) / name).exists() for name in RECORDS):  # a cell that is run twice
             raise UserError(f"the folder {run} already holds a run: name another one, or remove it")
         options |= {"runs_dir": Path(run).parent, "name": Path(run).name}
-    config = _run_config(policy, {"stages": STAGED, **options})
+    given = {
+        name: room.model_dump(exclude_unset=True) if isinstance(room, BaseModel) else room
+        for name, room in options.items()
+    }
+    config = with_rate(_run_config(policy, tree.merged(laid_under(given), given)), policy)
     _check_context(policy, examples, config.sampling.max_tokens)
     for stage in config.stages:
         build_rewards(stage, config.length)
     folder = RunFolder.create(config) if run is not None else None
     try:
         with progress or make_progress() as shown:
+            if left_out := what_is_left_out(config.stages):
+                shown.note(left_out)
             trainer = Trainer(policy, config, run=folder, progress=shown)
             for stage in config.stages:
                 trainer.stage(stage, examples)

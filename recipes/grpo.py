@@ -1,4 +1,5 @@
-"""The whole job, shared by `recipes.grpo_staged` and `recipes.grpo_joint`: they differ in their stages alone.
+"""The whole job, shared by `recipes.grpo_staged` and `recipes.grpo_joint`: they differ in name alone, as long as a
+configuration does not bring stages of its own.
 
 prepare -> (supervised fine-tuning) -> evaluate -> each stage, evaluated after it -> export -> table and samples.
 With ``--resume runs/NAME`` every part that is already on disk is taken from there.
@@ -30,23 +31,23 @@ from mlx_sumrl.rewards.scoring import build_rewards
 from mlx_sumrl.rollouts import LocalSampler, Sampling, TrainingSampler
 from mlx_sumrl.rollouts.answer_part import AnswerPart
 from mlx_sumrl.rollouts.types import NoSamplerError
+from mlx_sumrl.training.peak_rate import with_rate
 from mlx_sumrl.training.preparation import Prepared, prepare
+from mlx_sumrl.training.stages import laid_under, what_is_left_out
 from mlx_sumrl.training.trainer import Trainer
 from recipes.cluster_rollouts import HELP, rollouts_from
 from recipes.exporting import begin, export, how_to_share
 from recipes.opened_run import opened
 
 
-def main(
-    name: str, description: str, stages: Sequence[Mapping[str, Any]], argv: Sequence[str] | None = None
-) -> None:
-    """Parse the command line and do the job; ``stages`` are the recipe's own where the config has none."""
+def main(name: str, description: str, argv: Sequence[str] | None = None) -> None:
+    """Parse the command line and do the job."""
     command = parse_command(
         RunConfig,
         argv,
         prog=f"python -m recipes.{name}",
         description=description,
-        defaults={"stages": list(stages)},
+        defaults=laid_under,
         extra={"cluster": HELP},
     )
     nodes = Path(command.extra["cluster"]) if "cluster" in command.extra else None
@@ -56,7 +57,7 @@ def main(
     config, run = opened(command, RunConfig)
     with run, make_progress() as progress:
         try:
-            train(config, run, progress, nodes)
+            train(config, run, progress, nodes, what_is_left_out(config.stages))
         except (KeyboardInterrupt, NoSamplerError):
             progress.finish()
             cluster = f" --cluster {shlex.quote(str(nodes))}" if nodes else ""
@@ -67,10 +68,26 @@ def main(
             raise
 
 
-def train(config: RunConfig, run: RunFolder, progress: Progress, nodes: Path | None = None) -> None:
+def train(
+    config: RunConfig,
+    run: RunFolder,
+    progress: Progress,
+    nodes: Path | None = None,
+    to_tell: str | None = None,
+) -> None:
     """Everything; rollouts come from the workers of ``nodes`` where there are some."""
     prepared = prepare(config, run.path, progress.note)
-    with rollouts_from(nodes, prepared.policy, prepared.train, run.path / "published") as sampler:
+    if to_tell is not None:
+        progress.note(to_tell)
+    if (known := with_rate(config, prepared.policy)) != config:
+        config = known
+        run.keep_options(config)
+        progress.note(
+            f"learning rate {config.optimizer.learning_rate:.2g}, by policy.tuning {config.policy.tuning} and a model "
+            f"{prepared.policy.width} wide"
+        )
+    drawn = [Sampling.in_training(stage.drawing(config.sampling)) for stage in config.stages]
+    with rollouts_from(nodes, prepared.policy, prepared.train, run.path / "published", drawn) as sampler:
         the_job(config, run, progress, prepared, sampler)
 
 

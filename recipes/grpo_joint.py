@@ -1,4 +1,4 @@
-"""Length and quality together from the first step: joint GRPO.
+"""Good summaries of an asked length, length and quality together: GRPO.
 
 python -m recipes.grpo_joint --config recipes/configs/tldr_qwen.yaml
 """
@@ -8,10 +8,9 @@ from __future__ import annotations
 import sys
 
 from mlx_sumrl.options.command_line import exit_code_of
-from mlx_sumrl.training.stages import JOINT
 from recipes.grpo import main
 
-DESCRIPTION = "Teach a model to write good summaries of an asked length, both at once."
+DESCRIPTION = "Teach a model to write good summaries of an asked length, both together."
 
 if __name__ == "__main__":
-    sys.exit(exit_code_of(lambda: main("grpo_joint", DESCRIPTION, JOINT)))
+    sys.exit(exit_code_of(lambda: main("grpo_joint", DESCRIPTION)))

@@ -27,6 +27,9 @@ from mlx_sumrl.options.help import help_page
 from mlx_sumrl.options.tree import ABSENT, dotted
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
+Defaults = Mapping[str, Any] | Callable[[Mapping[str, Any]], Mapping[str, Any]]
+"""A recipe's own options; called with the given ones, where they depend on these: those of the file with the command
+line's, but for what changes a single entry of a list."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +48,12 @@ def parse(
     *,
     prog: str,
     description: str,
-    defaults: Mapping[str, Any] | None = None,
+    defaults: Defaults | None = None,
 ) -> ConfigT:
     """The validated options; ``argv`` defaults to the process's own. ``--help`` prints the page and exits.
 
-    ``defaults`` are the recipe's own, as nested plain values. Field aliases are not looked at.
+    ``defaults`` are the recipe's own, as nested plain values, or what makes them of those that are given. Field
+    aliases are not looked at.
     Raises `UserError` for whatever is wrong.
     """
     command = parse_command(
@@ -65,7 +69,7 @@ def parse_command(
     *,
     prog: str,
     description: str,
-    defaults: Mapping[str, Any] | None = None,
+    defaults: Defaults | None = None,
     extra: Mapping[str, str] | None = None,
     resumable: bool = True,
     based: Sequence[str] = (),
@@ -79,8 +83,9 @@ def parse_command(
     defaults = defaults or {}
     given = list(sys.argv[1:] if argv is None else argv)
     if "--help" in given or "-h" in given:
+        own_defaults = defaults({}) if callable(defaults) else defaults
         page = help_page(
-            model, prog=prog, description=description, defaults=defaults, extra=extra, resumable=resumable
+            model, prog=prog, description=description, defaults=own_defaults, extra=extra, resumable=resumable
         )
         print(page, end="")
         raise SystemExit(0)
@@ -101,6 +106,12 @@ def parse_command(
 
     config = own.get("config")
     from_file = read_options(Path(config), based) if config is not None else {}
+    if callable(defaults):
+        whole = from_file
+        for path, value in overrides.items():
+            if not any(isinstance(key, int) for key in path):
+                whole = _with(whole, path, value, path)
+        defaults = defaults(whole)
     return Command(run=_validated(model, defaults, from_file, config, overrides), extra=values)
 
 

@@ -140,3 +140,23 @@ def test_what_is_remembered_changes_nothing_on_500_pairs(shared):
     ]
     for _ in range(2):
         assert [meteor(*pair) for pair in pairs] == pytest.approx(expected, abs=1e-12)
+
+
+def test_wordnet_is_found_without_being_loaded(shared, monkeypatch, tmp_path):
+    import nltk.data
+
+    from mlx_sumrl.metrics import meteor
+    from mlx_sumrl.metrics.meteor import wordnet_is_there
+
+    monkeypatch.setattr(meteor, "wordnet", None)  # whatever is asked of it
+    monkeypatch.setattr(nltk.data, "path", [])
+    monkeypatch.setenv("NLTK_DATA", str(tmp_path))
+    assert not wordnet_is_there()
+    (tmp_path / "corpora").mkdir()
+    (tmp_path / "corpora" / "wordnet.zip").write_bytes(b"not an archive")
+    assert not wordnet_is_there()
+    (tmp_path / "corpora" / "wordnet").mkdir()  # as it lies unpacked
+    assert wordnet_is_there()
+    monkeypatch.setattr(nltk.data, "path", [])
+    monkeypatch.setenv("NLTK_DATA", str(shared / "nltk_data"))
+    assert wordnet_is_there()

@@ -23,7 +23,7 @@ from mlx_sumrl.reporting.model_shape import ModelShape
 from mlx_sumrl.rewards.scoring import build_rewards
 from mlx_sumrl.rollouts.types import Completion, Group
 from mlx_sumrl.training import preparation
-from mlx_sumrl.training.stages import JOINT, STAGED
+from mlx_sumrl.training.peak_rate import peak_rate
 from recipes import grpo, small_laptop
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +38,7 @@ def recipe_of(file: Path) -> str:
 
 CONFIGS = [file for file in FILES if recipe_of(file).startswith("grpo")]
 LAPTOPS = [file for file in FILES if recipe_of(file) == "small_laptop"]
-RECIPES = {"grpo_staged": STAGED, "grpo_joint": JOINT}
+RECIPES = ("grpo_staged", "grpo_joint")
 ATTENTION = (2, 5, 8, 10, 12, 14)
 PUBLISHED: dict[str, dict[str, Any]] = {
     "tldr_qwen": {
@@ -94,7 +94,7 @@ def parse(monkeypatch: pytest.MonkeyPatch) -> Parse:
 
     def parse(*argv: str, recipe: str = "grpo_staged") -> RunConfig:
         with pytest.raises(_ParsedError):
-            grpo.main(recipe, "", RECIPES[recipe], argv)
+            grpo.main(recipe, "", argv)
         config = commands.pop().run
         assert isinstance(config, RunConfig)
         return config
@@ -126,14 +126,29 @@ class TestEveryConfig:
         assert len(set(names)) == len(names), "two commands would write to one folder"
 
     @pytest.mark.parametrize("recipe", RECIPES)
-    def test_quality_is_paid_only_within_the_length(self, file: Path, recipe: str, parse: Parse) -> None:
+    def test_no_stage_forgets_the_length(self, file: Path, recipe: str, parse: Parse) -> None:
+        """Each pays for the length itself, and quality behind a gate, or beside a constraint that keeps the length."""
         config = parse("--config", str(file), recipe=recipe)
+        for stage in config.stages:
+            rewards = {reward.label: reward for reward in stage.rewards}
+            assert rewards["length"].weight > 0
+            assert rewards["length"].gate is None
+            quality = [reward for reward in stage.rewards if reward.kind in ("meteor", "rougeL")]
+            assert quality
+            for reward in quality:
+                gated = reward.gate is not None and reward.gate.reward == "within"
+                kept = stage.constraint is not None and stage.constraint.reward == "within"
+                assert gated or kept or reward.weight == 0
+        assert all(reward.weight > 0 for reward in quality), "in the last stage"
+
+
+class TestQuickstart:
+    """Its own stages: the length, then quality behind a gate."""
+
+    def test_quality_is_paid_only_within_the_length(self, parse: Parse) -> None:
+        config = parse("--config", path_of("quickstart"))
         last = config.stages[-1]
         rewards = {reward.label: reward for reward in last.rewards}
-        assert rewards["length"].weight > 0, "the way back to the length"
-        assert rewards["length"].gate is None
-        assert rewards["within"].weight == 0
-        assert rewards["rougeL"].weight > 0
         # By what is paid: the reference itself, at the target, at the edge, a token beyond it, and cut there.
         target, tolerance = config.length.target, config.length.allowed
         paid = totals(
@@ -147,10 +162,10 @@ class TestEveryConfig:
         assert paid[2] == pytest.approx(-rewards["length"].weight * (tolerance + 1) / target)
         assert paid[3] == pytest.approx(-rewards["length"].weight)
 
-    def test_staged_begins_with_the_length_and_no_quality(self, file: Path, parse: Parse) -> None:
-        config = parse("--config", str(file))
+    def test_it_begins_with_the_length_and_no_quality(self, parse: Parse) -> None:
+        config = parse("--config", path_of("quickstart"))
         first = config.stages[0]
-        assert {reward.label for reward in first.rewards if reward.weight} - {"repetition"} == {"length"}
+        assert {reward.label for reward in first.rewards if reward.weight} == {"length"}
         assert first.until is not None
         assert first.until.metric == "length/within"
         assert totals(first, config, [(config.length.target, True)])[0] == 0
@@ -181,14 +196,15 @@ class TestRedditPosts:
         assert config.policy.tuning == "lora"
         assert config.policy.gradient_checkpointing
         assert config.checkpoint.every == 25
-        assert [stage.name for stage in config.stages] == ["length", "quality"]
-        assert [stage.name for stage in parse("--config", path_of(name), recipe="grpo_joint").stages] == [
-            "joint"
-        ]
+        assert [stage.name for stage in config.stages] == ["constrained"]
+        assert parse("--config", path_of(name), recipe="grpo_joint").stages == config.stages
         full = parse("--config", path_of(name), *FULL)
         assert full.policy.dtype == "bfloat16"
         assert full.optimizer.rounding == "stochastic", "or most of such a small step is lost"
-        assert config.optimizer.learning_rate > 10 * full.optimizer.learning_rate
+        width = PUBLISHED[name]["hidden_size"]
+        mine: Any = SimpleNamespace(options=config.policy, width=width)
+        assert full.optimizer.learning_rate is not None
+        assert peak_rate(config.optimizer, mine) > 10 * full.optimizer.learning_rate
 
     def test_prompts_tell_the_length_before_the_post(self, name: str, parse: Parse) -> None:
         config = parse("--config", path_of(name))

@@ -11,7 +11,7 @@ import pytest
 from mlx_sumrl.config import RunConfig
 from mlx_sumrl.options.command_line import exit_code_of, parse
 from mlx_sumrl.rewards import build_rewards
-from mlx_sumrl.training.stages import JOINT, STAGED
+from mlx_sumrl.training.stages import laid_under
 from recipes import grpo
 
 from .programs import ROOT, SHARED
@@ -31,8 +31,7 @@ NAMES = [f"{way}_{quality}" for way in ("staged", "joint") for quality in QUALIT
 
 def read(name: str) -> RunConfig:
     argv = ["--config", str(FOLDER / f"{name}.yaml")]
-    stages = STAGED if name.startswith("staged") else JOINT
-    return parse(RunConfig, argv, prog="", description="", defaults={"stages": stages})
+    return parse(RunConfig, argv, prog="", description="", defaults=laid_under)
 
 
 def test_there_are_twelve() -> None:
@@ -50,6 +49,8 @@ def test_each_is_its_rewards_and_nothing_else(name: str) -> None:
     else:
         assert weights == [{**LOGGED, "length": 1.0, **QUALITY[quality]}]
     assert sum(stage.steps for stage in config.stages) == 100
+    assert (config.policy.tuning, config.sampling.temperature, config.grpo.beta) == ("lora", 0.7, 0.02)
+    assert (config.optimizer.learning_rate, config.optimizer.schedule) == (2e-3, "linear")
     for stage in config.stages:
         assert build_rewards(stage, config.length).names == tuple(LOGGED)
     first = read(NAMES[0])
@@ -78,7 +79,7 @@ def test_one_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         *("--grpo.prompts_per_step", "2", "--grpo.group_size", "4", "--scoring.processes", "1"),
         *("--report", "false"),
     ]
-    assert exit_code_of(lambda: grpo.main("grpo_staged", "", STAGED, argv)) == 0
+    assert exit_code_of(lambda: grpo.main("grpo_staged", "", argv)) == 0
     lines = (tmp_path / "length-study-staged-mr" / "metrics.jsonl").read_text().splitlines()
     rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
     assert [row["stage"] for row in rows] == ["length"] * 2 + ["quality"] * 2

@@ -18,7 +18,7 @@ from mlx_sumrl import notebook as calls
 from mlx_sumrl.config import PolicyConfig, RunConfig
 from mlx_sumrl.data.sources import Row, Rows
 from mlx_sumrl.policy.tiny import train_tokenizer
-from mlx_sumrl.training.stages import STAGED
+from mlx_sumrl.training.stages import CURRICULUM
 
 nbformat = pytest.importorskip("nbformat")
 nbclient = pytest.importorskip("nbclient")
@@ -166,7 +166,9 @@ def test_the_code_for_a_real_model_is_right(tmp_path: Path, monkeypatch: pytest.
 
     def load(options: PolicyConfig) -> Any:
         tokenizer = train_tokenizer([text], 300)
-        return SimpleNamespace(options=options, tokenizer=tokenizer, context=32768, source=options.model)
+        return SimpleNamespace(
+            options=options, tokenizer=tokenizer, context=32768, source=options.model, width=896
+        )
 
     def rows(name: str, split: str, limit: int | None) -> Rows:
         asked["splits"].append((name, split))
@@ -195,7 +197,7 @@ def test_the_code_for_a_real_model_is_right(tmp_path: Path, monkeypatch: pytest.
     exec(compile(block[1], "real", "exec"), names)
 
     assert asked["splits"] == [("mlabonne/smoltldr", "train"), ("mlabonne/smoltldr", "validation")]
-    assert asked["stages"] == [stage["name"] for stage in STAGED]
+    assert asked["stages"] == [stage["name"] for stage in CURRICULUM["stages"]]
     assert asked["export"] == "reddit-adapter"
     config = asked["config"]
     assert (config.length.target, config.length.tolerance) == (
@@ -203,4 +205,9 @@ def test_the_code_for_a_real_model_is_right(tmp_path: Path, monkeypatch: pytest.
         names["after"].tolerance,
     )
     assert config.policy.tuning == "lora"
+    # Rooms that are given lie over the recipe's, and do not take their place.
+    assert (config.grpo.prompts_per_step, config.grpo.beta) == (8, CURRICULUM["grpo"]["beta"])
+    assert config.sampling.temperature == CURRICULUM["sampling"]["temperature"]
+    assert config.optimizer.schedule == CURRICULUM["optimizer"]["schedule"]
+    assert config.optimizer.learning_rate == pytest.approx(2e-3 * (256 / 896) ** 0.5)
     assert (tmp_path / "runs" / "reddit" / "config.json").is_file()

@@ -12,7 +12,7 @@ import pytest
 
 from mlx_sumrl.options.tree import merged
 from mlx_sumrl.policy.loading import load_policy
-from mlx_sumrl.training.stages import JOINT
+from mlx_sumrl.training.stages import laid_under
 
 from .programs import SHARED, Ended, Program, tiny_job, write_options
 
@@ -193,15 +193,17 @@ def test_joint_brings_its_own_stage(program: Program, rows: None, tmp_path: Path
         program("grpo_joint", "--config", config, "--name", "both", "--stages.0.steps", "2"),
     )
     assert (job.ended.code, job.ended.err) == (0, "")
-    assert [row["stage"] for row in job.lines("metrics.jsonl")] == ["joint", "joint"]
+    assert [row["stage"] for row in job.lines("metrics.jsonl")] == ["constrained"] * 2
     used = job.json("config.json")["options"]["stages"]
     assert [stage["steps"] for stage in used] == [2]
-    assert [reward["kind"] for reward in used[0]["rewards"]] == [one["kind"] for one in JOINT[0]["rewards"]]
+    own = laid_under({})["stages"][0]["rewards"]
+    assert [reward["kind"] for reward in used[0]["rewards"]] == [one["kind"] for one in own]
     quality = next(reward for reward in used[0]["rewards"] if reward["kind"] == "rougeL")
-    assert quality["gate"] == {"reward": "within", "at_least": 1.0, "otherwise": 0.0}
+    assert (quality["credit"], quality["gate"]) == ("all", None)
+    assert used[0]["constraint"]["reward"] == "within"
     assert {"reward/length", "reward/within", "reward/rougeL"} <= job.lines("metrics.jsonl")[0].keys()
     final = job.json("evaluation/final.json")
-    assert [stage["name"] for stage in final["stages"]] == ["joint"]
+    assert [stage["name"] for stage in final["stages"]] == ["constrained"]
     assert {key: final["after"][key] for key in NUMBERS} == {key: final["stages"][0][key] for key in NUMBERS}
 
 

@@ -70,7 +70,7 @@ def reports(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     folder = tmp_path_factory.mktemp("real")
     options = folder / "real.yaml"
     options.write_text(yaml.safe_dump(real_options(shared, folder)), encoding="utf-8")
-    grpo.main("grpo_staged", "", [], ["--config", str(options)])
+    grpo.main("grpo_staged", "", ["--config", str(options)])
     run = folder / "runs" / "real"
     return {"run": run / "report.html", "everything": everything(run, folder)}
 

@@ -1,0 +1,129 @@
+"""What the recipes do where the options name no stages: what won the study, as far as this machine can pay for it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mlx_sumrl.config import RunConfig, StageConfig, StudyConfig
+from mlx_sumrl.options.command_line import parse, parse_command
+from mlx_sumrl.training import stages as curricula
+from mlx_sumrl.training.peak_rate import peak_rate
+from mlx_sumrl.training.schedule import learning_rate
+from mlx_sumrl.training.stages import CURRICULUM, laid_under, what_is_left_out
+from recipes.study_plan import planned
+
+from .programs import ROOT, Program, tiny_job, write_options
+
+WON = "constrained"
+LACKING = "the WordNet corpus is not on this machine: get it"
+
+
+def by_default(*argv: str) -> RunConfig:
+    """Of somebody who names a model and rows, and little else."""
+    argv = ("--policy.model", "models/mine", "--data.train", "rows.jsonl", *argv)
+    return parse(RunConfig, argv, prog="", description="", defaults=laid_under)
+
+
+def rates(config: RunConfig, stage: StageConfig) -> list[float]:
+    policy: Any = SimpleNamespace(options=config.policy, width=256)
+    peak = stage.learning_rate or peak_rate(config.optimizer, policy)
+    return [learning_rate(config.optimizer, step, stage.steps, peak) for step in range(stage.steps)]
+
+
+@pytest.mark.usefixtures("wordnet", "shared")
+def test_it_is_what_won_the_study(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    study = ["--config", "recipes/configs/study.yaml"]
+    command = parse_command(StudyConfig, study, prog="", description="", based=("options",))
+    assert not isinstance(command.run, Path)
+    runs = [one.run for one in planned(command.run).subjects if one.run is not None]
+    won = next(run.config for run in runs if run.method == WON)
+    own = by_default()
+    assert (own.sampling, own.grpo, own.length) == (won.sampling, won.grpo, won.length)
+    assert (own.policy.tuning, own.policy.lora) == (won.policy.tuning, won.policy.lora)
+    rate = {"learning_rate"}
+    assert own.optimizer.model_dump(exclude=rate) == won.optimizer.model_dump(exclude=rate)
+    assert len(own.stages) == len(won.stages)
+    apart = {*rate, "rewards"}
+    for mine, theirs in zip(own.stages, won.stages, strict=True):
+        assert mine.model_dump(exclude=apart) == theirs.model_dump(exclude=apart)
+        assert {one.label: one for one in mine.rewards} == {one.label: one for one in theirs.rewards}
+        assert rates(own, mine) == pytest.approx(rates(won, theirs))
+
+
+@pytest.fixture
+def no_wordnet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other tests of this process may have loaded it, so it cannot just be hidden."""
+    monkeypatch.setattr(curricula, "wordnet_is_there", lambda: False)
+    monkeypatch.setattr(curricula, "wordnet_problem", lambda: LACKING)
+
+
+@pytest.fixture
+def whole() -> RunConfig:
+    """With WordNet."""
+    return parse(RunConfig, ["--policy.model", "models/mine"], prog="", description="", defaults=CURRICULUM)
+
+
+@pytest.mark.usefixtures("no_wordnet")
+def test_without_wordnet_rouge_has_the_weight_of_both(whole: RunConfig) -> None:
+    left = by_default()
+    for before, after in zip(whole.stages, left.stages, strict=True):
+        paid = {reward.label: reward.weight for reward in before.rewards}
+        assert {reward.label: reward.weight for reward in after.rewards} == {
+            **{name: weight for name, weight in paid.items() if name != "meteor"},
+            "rougeL": paid["rougeL"] + paid["meteor"],
+        }
+        assert before.model_dump(exclude={"rewards"}) == after.model_dump(exclude={"rewards"})
+    said = what_is_left_out(left.stages)
+    assert said is not None
+    assert said.endswith(LACKING)
+    assert what_is_left_out(whole.stages) is None, "of one's own stages nothing is left out"
+    other = by_default("--stages.0.rewards.0.weight", "9", "--stages.0.steps", "3")
+    assert what_is_left_out(other.stages) == said, "whatever else is changed"
+
+
+@pytest.mark.usefixtures("no_wordnet")
+def test_without_wordnet_a_run_says_so_and_goes_on(program: Program, tmp_path: Path) -> None:
+    """To its end, and with the rate that it is told of, which a resumed run would have too."""
+    config = write_options(tmp_path, tiny_job({"sft": {"steps": 2}, "optimizer": {"learning_rate": None}}))
+    ended = program("grpo_staged", "--config", config, "--stages.0.steps", "2")
+    assert ended.code == 0
+    said = " ".join(ended.out.split())
+    assert f"quality is ROUGE-L alone, METEOR is not paid for: {LACKING}" in said
+    assert "learning rate 1e-05, by policy.tuning full and a model 32 wide" in said
+    kept = json.loads((tmp_path / "runs" / "job" / "config.json").read_text())
+    assert kept["options"]["optimizer"]["learning_rate"] == 1e-5
+    assert {"command", "versions"} <= kept.keys()
+
+
+def test_with_wordnet_nothing_is_left_out(
+    wordnet: None, shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NLTK_DATA", str(shared / "nltk_data"))
+    assert laid_under({}) == CURRICULUM
+    assert what_is_left_out(by_default().stages) is None
+
+
+@pytest.mark.usefixtures("no_wordnet")
+class TestWhatIsGiven:
+    def test_ones_own_stages_have_nothing_laid_under_them(self) -> None:
+        stages = '[{"name": "mine", "steps": 3, "rewards": [{"kind": "length"}]}]'
+        own = by_default("--stages", stages)
+        plain = RunConfig(policy=own.policy, data=own.data, stages=own.stages)
+        assert own == plain
+
+    def test_one_entry_changed_is_still_the_recipes(self) -> None:
+        own = by_default("--stages.0.learning_rate", "0.25", "--stages.0.steps", "7")
+        assert [stage.steps for stage in own.stages] == [7]
+        assert own.sampling.temperature == CURRICULUM["sampling"]["temperature"]
+        assert max(rates(own, own.stages[0])) == 0.25
+
+    def test_a_warm_up_by_share_takes_the_place_of_steps(self) -> None:
+        own = by_default("--optimizer.warmup_ratio", "0.1")
+        assert (own.optimizer.warmup_steps, own.optimizer.warmup_ratio) == (0, 0.1)
+        assert own.optimizer.schedule == CURRICULUM["optimizer"]["schedule"]

@@ -14,8 +14,9 @@ import mlx_sumrl  # noqa: F401  (before mlx: it loads a fast BLAS)
 from mlx_sumrl.config import TinyModelConfig
 from mlx_sumrl.data.grammar import make_posts
 from mlx_sumrl.policy.tiny import make_tiny_model
+from mlx_sumrl.training import stages
 
-from .programs import Ended, Program
+from .programs import LACKING, Ended, Program
 
 
 @pytest.fixture(scope="session")
@@ -57,3 +58,10 @@ def program(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
         return Ended(ended.value.code, said.out, said.err)
 
     return run
+
+
+@pytest.fixture
+def no_wordnet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other tests of this process may have loaded it, so it cannot just be hidden."""
+    monkeypatch.setattr(stages, "wordnet_is_there", lambda: False)
+    monkeypatch.setattr(stages, "wordnet_problem", lambda: LACKING)

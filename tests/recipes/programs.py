@@ -24,6 +24,10 @@ def vowels(prompts, completions, **columns):
 '''
 
 
+LACKING = "the WordNet corpus is not on this machine: get it"
+"""What is said where `no_wordnet` hides it."""
+
+
 @dataclass(frozen=True)
 class Ended:
     """How a program ended, and what it said."""

@@ -11,16 +11,14 @@ import pytest
 
 from mlx_sumrl.config import RunConfig, StageConfig, StudyConfig
 from mlx_sumrl.options.command_line import parse, parse_command
-from mlx_sumrl.training import stages as curricula
 from mlx_sumrl.training.peak_rate import peak_rate
 from mlx_sumrl.training.schedule import learning_rate
 from mlx_sumrl.training.stages import CURRICULUM, laid_under, what_is_left_out
 from recipes.study_plan import planned
 
-from .programs import ROOT, Program, tiny_job, write_options
+from .programs import LACKING, ROOT, Program, tiny_job, write_options
 
 WON = "constrained"
-LACKING = "the WordNet corpus is not on this machine: get it"
 
 
 def by_default(*argv: str) -> RunConfig:
@@ -54,13 +52,6 @@ def test_it_is_what_won_the_study(monkeypatch: pytest.MonkeyPatch) -> None:
         assert mine.model_dump(exclude=apart) == theirs.model_dump(exclude=apart)
         assert {one.label: one for one in mine.rewards} == {one.label: one for one in theirs.rewards}
         assert rates(own, mine) == pytest.approx(rates(won, theirs))
-
-
-@pytest.fixture
-def no_wordnet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other tests of this process may have loaded it, so it cannot just be hidden."""
-    monkeypatch.setattr(curricula, "wordnet_is_there", lambda: False)
-    monkeypatch.setattr(curricula, "wordnet_problem", lambda: LACKING)
 
 
 @pytest.fixture

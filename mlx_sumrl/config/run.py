@@ -56,7 +56,8 @@ class RunConfig(NamedRunConfig):
     grpo: GrpoConfig = GrpoConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     stages: tuple[StageConfig, ...] = ()
-    """The curriculum; each recipe brings its own when this is left out."""
+    """The curriculum. Where it is left out the recipes bring the one that won, with defaults of its own for `sampling`,
+    `optimizer` and `grpo`; see mlx_sumrl.training.stages."""
     scoring: ScoringConfig = ScoringConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     reporting: ReportingConfig = ReportingConfig()

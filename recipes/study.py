@@ -60,9 +60,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"--resume {command.run} adds nothing: leave out --extend {more}, or give it --config"
         )
     else:
-        plan = (
-            planned(command.run) if isinstance(command.run, StudyConfig) else None
-        )  # before a folder is made
+        if isinstance(command.run, StudyConfig):
+            plan = planned(command.run)  # before a folder is made
         study, folder = opened(command, StudyConfig)
     again = f"python -m recipes.study --resume {shlex.quote(str(folder.path))}"
     with folder, make_progress() as progress:

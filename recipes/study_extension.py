@@ -53,7 +53,7 @@ def _check(plan: Plan, options: Path) -> None:
                 f"the study has begun {file.relative_to(options).with_suffix('')}, which the file has not: add it, or "
                 "make another study by leaving --extend out"
             )
-        begun, now = yaml.safe_load(file.read_text(encoding="utf-8")), plain(asked[file])
+        begun, now = yaml.safe_load(file.read_text(encoding="utf-8")), _plain(asked[file])
         if begun != now:
             path = _first_difference(begun, now)
             raise UserError(
@@ -63,7 +63,7 @@ def _check(plan: Plan, options: Path) -> None:
             )
 
 
-def plain(options: dict[str, Any]) -> Any:
+def _plain(options: dict[str, Any]) -> Any:
     """As they are read back once they are written."""
     return yaml.safe_load(yaml.safe_dump(options, sort_keys=False, allow_unicode=True))
 

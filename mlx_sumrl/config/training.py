@@ -54,7 +54,7 @@ class OptimizerConfig(Room):
         if self.warmup_steps and self.warmup_ratio:
             raise ValueError(
                 f"warmup_steps {self.warmup_steps} and warmup_ratio {self.warmup_ratio} say the same thing twice: "
-                "leave one of them out (a recipe's own warmup_steps by setting it to 0)"
+                "leave one of them out"
             )
         return self
 

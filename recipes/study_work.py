@@ -163,6 +163,8 @@ class Work:
         totals = {one.name: one.steps for one in run.config.stages}
         if run.config.sft is not None:
             totals["sft"] = run.config.sft.steps
+        if run.config.stopping is not None:
+            totals["stopping"] = run.config.stopping.steps
         if stage != self._shown[0]:
             self._progress.start(f"{run.name} {stage}", totals.get(stage, step), max(step - 1, 0))
         self._shown = (stage, step)

@@ -58,7 +58,13 @@ from mlx_sumrl.config.supervised import (
     SftRunConfig,
     SupervisedConfig,
 )
-from mlx_sumrl.config.training import GrpoConfig, OptimizerConfig, SftConfig, SftOptimizerConfig
+from mlx_sumrl.config.training import (
+    GrpoConfig,
+    OptimizerConfig,
+    SftConfig,
+    SftOptimizerConfig,
+    StoppingConfig,
+)
 
 __all__ = [
     "DEFAULT_DTYPE",
@@ -122,6 +128,7 @@ __all__ = [
     "SourceConfig",
     "SplitConfig",
     "StageConfig",
+    "StoppingConfig",
     "StructuredConfig",
     "StudyConfig",
     "SupervisedConfig",

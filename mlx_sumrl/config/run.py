@@ -20,7 +20,7 @@ from mlx_sumrl.config.rewards import ScoringConfig
 from mlx_sumrl.config.rollouts import DEFAULT_LENGTH_UNIT, LengthConfig, SamplingConfig
 from mlx_sumrl.config.room import Room
 from mlx_sumrl.config.stages import StageConfig
-from mlx_sumrl.config.training import GrpoConfig, OptimizerConfig, SftConfig
+from mlx_sumrl.config.training import GrpoConfig, OptimizerConfig, SftConfig, StoppingConfig
 
 
 class ReportingConfig(TrackingConfig):
@@ -53,6 +53,8 @@ class RunConfig(NamedRunConfig):
     answer: AnswerConfig = AnswerConfig()
     sampling: SamplingConfig = SamplingConfig()
     sft: SftConfig | None = None
+    stopping: StoppingConfig | None = None
+    """Learning when to stop, after `sft` and before the stages; null leaves it out."""
     grpo: GrpoConfig = GrpoConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     stages: tuple[StageConfig, ...] = ()
@@ -89,6 +91,15 @@ class RunConfig(NamedRunConfig):
             self.data.check_tells_length("length.targets")
         if self.sft and self.sft.own_length:
             self.data.check_tells_length("sft.own_length")
+        if self.stopping and not in_tokens:
+            raise ValueError(
+                f"stopping teaches to count tokens, and length.unit is {self.length.unit}: leave it out"
+            )
+        if self.stopping and self.answer.after is not None:
+            raise ValueError(
+                "stopping counts from a completion's first token, and answer.after asks for the length of what follows "
+                f"{self.answer.after!r}: leave one of them out"
+            )
         rewards = [reward for stage in self.stages for reward in stage.rewards]
         filtered = self.sampling.top_p < 1 or self.sampling.top_k > 0
         if filtered and (apart := [reward for reward in rewards if reward.credit != "all"]):
@@ -100,6 +111,9 @@ class RunConfig(NamedRunConfig):
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
             raise ValueError(f"two stages have the same name ({', '.join(names)}); give each its own")
-        if "sft" in names:
-            raise ValueError("a stage cannot be named 'sft': that is the supervised phase before the stages")
+        for name in ("sft", "stopping"):
+            if name in names:
+                raise ValueError(
+                    f"a stage cannot be named {name!r}: that is a supervised phase before the stages"
+                )
         return self

@@ -99,6 +99,37 @@ class SftConfig(Room):
         return self
 
 
+class StoppingOptimizerConfig(OptimizerConfig):
+    """The same optimiser with the schedule that learning to count bears."""
+
+    schedule: Schedule = "stable_decay"
+    """As elsewhere: whether a number is understood comes all at once, after a while at the full rate."""
+    warmup_steps: int = Field(default=10, ge=0)
+    """Steps over which the learning rate rises from 0."""
+    decay_share: float = Field(default=0.4, gt=0, le=1)
+    """Share of the steps over which `stable_decay` falls."""
+    final_share: float = Field(default=0.05, ge=0, le=1)
+    """Share of the learning rate left at the end."""
+
+
+class StoppingConfig(Room):
+    """Learning when to stop, and nothing else, before any reinforcement: see mlx_sumrl.training.stopping.
+
+    For lengths in tokens. After it a policy counts, and knows the number it was told; rewards then teach its texts to
+    end there."""
+
+    steps: int = Field(default=300, gt=0)
+    """Optimiser steps."""
+    batch_size: int = Field(default=24, gt=0)
+    """Prompts per step, each with a text that goes on past every length."""
+    max_prompt_tokens: int = Field(default=64, gt=0)
+    """Documents lose their end in this phase until a prompt has no more tokens than this: counting does not need
+    them, and short prompts are quick. data.max_prompt_tokens where that is less."""
+    micro_batch_tokens: int = Field(default=4096, gt=0)
+    """Token positions in one forward and backward pass; the gradient is the same whatever it is."""
+    optimizer: StoppingOptimizerConfig = StoppingOptimizerConfig()
+
+
 class GrpoConfig(Room):
     """Group relative policy optimisation (Shao et al. 2024, arXiv:2402.03300) and its relatives."""
 

@@ -148,6 +148,7 @@ def _method(config: RunConfig | SftRunConfig) -> str:
         return f"supervised fine-tuning{how}"
     stages = " and ".join(stage.name for stage in config.stages)
     first = "supervised fine-tuning, then " if config.sft else ""
+    first += "learning when to stop, then " if config.stopping else ""
     return f"{first}GRPO{how}" + (f" (stages: {stages})" if stages else "")
 
 

@@ -33,7 +33,8 @@ class Budget:
 def allowed(config: RunConfig) -> Budget:
     """What a run's options let it have at most: every stage may take all of its steps."""
     steps = sum(stage.steps for stage in config.stages)
-    return Budget(steps, steps * _rollouts_of_step(config), None, config.sft.steps if config.sft else 0)
+    supervised = sum(phase.steps for phase in (config.sft, config.stopping) if phase)
+    return Budget(steps, steps * _rollouts_of_step(config), None, supervised)
 
 
 def made(config: RunConfig, folder: Path) -> Budget:

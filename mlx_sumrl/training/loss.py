@@ -185,8 +185,7 @@ def _separate_losses(
 
     The ratio is that of whole tokens; its gradient goes through the one decision alone.
     """
-    stop_BT = mx.minimum(stops.logprobs_BT, SUREST)
-    decided_BT = mx.where(stops.stopped_BT > 0, stop_BT, mx.log1p(-mx.exp(stop_BT))) * inputs.mask_BT
+    decided_BT = decision_logprobs(stops.logprobs_BT, stops.stopped_BT > 0) * inputs.mask_BT
     rest_BT = (inputs.logprobs_BT - decided_BT) * inputs.mask_BT
     frozen_BT = mx.stop_gradient(log_ratio_BT)
     losses_BT, touched_BT = mx.zeros(frozen_BT.shape), mx.zeros(frozen_BT.shape)
@@ -198,6 +197,12 @@ def _separate_losses(
         losses, touched = _policy_losses(part_BT, frozen_BT + live_BT, advantages_B[:, None], options)
         losses_BT, touched_BT = losses_BT + losses, mx.maximum(touched_BT, touched)
     return losses_BT, touched_BT
+
+
+def decision_logprobs(stop_logprobs_BT: mx.array, stopped_BT: mx.array) -> mx.array:
+    """log p [B, T] of having decided to stop, where ``stopped_BT``, or to go on, from log p of any stop token."""
+    stop_BT = mx.minimum(stop_logprobs_BT, SUREST)
+    return mx.where(stopped_BT, stop_BT, mx.log1p(-mx.exp(stop_BT)))
 
 
 def _kl_losses(difference_BT: mx.array, log_ratio_BT: mx.array, options: GrpoConfig) -> mx.array:

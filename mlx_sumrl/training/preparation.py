@@ -23,6 +23,7 @@ from mlx_sumrl.reporting.memory_estimate import MemoryEstimate, describe, estima
 from mlx_sumrl.reporting.model_shape import ModelShape
 from mlx_sumrl.rewards.function import check_columns
 from mlx_sumrl.training.seeds import derived_seed
+from mlx_sumrl.training.stopping import text_tokens
 
 Note = Callable[[str], None]
 
@@ -37,6 +38,8 @@ class Prepared:
     """Rows never trained on; empty when the run names none."""
     taught: list[Example]
     """What supervised fine-tuning learns: `train`, or the same rows asked for the lengths of their own answers."""
+    counted: list[Example]
+    """What stopping is learned from: `train` with its documents cut short; empty where it is not learned."""
 
 
 def prepare(config: RunConfig, folder: Path, note: Note) -> Prepared:
@@ -44,8 +47,8 @@ def prepare(config: RunConfig, folder: Path, note: Note) -> Prepared:
 
     Raises `UserError` for whatever would go wrong later.
     """
-    if not config.stages and config.sft is None:
-        raise UserError("there is nothing to do: the run has neither `stages` nor `sft`")
+    if not (config.stages or config.sft or config.stopping):
+        raise UserError("there is nothing to do: the run has neither `stages` nor `sft` nor `stopping`")
     if config.data.train is None and config.data.grammar is None:
         raise UserError(
             "data.train is missing: name a .jsonl, .csv or .parquet file, or a Hugging Face dataset"
@@ -60,7 +63,7 @@ def prepare(config: RunConfig, folder: Path, note: Note) -> Prepared:
     _check_apart(train, held_out, note)
     note(memory_sentence(config, policy))
     tell_of_misreading(policy, note)
-    return Prepared(policy, train, held_out, _taught(config, policy, train))
+    return Prepared(policy, train, held_out, _taught(config, policy, train), _counted(config, policy))
 
 
 def tell_of_misreading(policy: Policy, note: Note) -> None:
@@ -87,6 +90,17 @@ def check_context(config: RunConfig, policy: Policy) -> None:
             f"data.max_prompt_tokens {config.data.max_prompt_tokens} and sampling.max_tokens "
             f"{config.sampling.max_tokens} make {needed} tokens, and {policy.source} reads {policy.context}; "
             f"set {way_out}"
+        )
+    if config.stopping is None:
+        return
+    prompt, text = (
+        min(config.stopping.max_prompt_tokens, config.data.max_prompt_tokens),
+        text_tokens(config.length),
+    )
+    if policy.context is not None and prompt + text > policy.context:
+        raise UserError(
+            f"stopping.max_prompt_tokens {prompt} and texts longer than {config.length} ({text}) make {prompt + text} "
+            f"tokens, and {policy.source} reads {policy.context}: ask for less, or leave `stopping` out"
         )
 
 
@@ -117,7 +131,7 @@ def peak_estimate(config: RunConfig, options: PolicyConfig, shape: ModelShape) -
         "reference": grpo.reference if grpo.beta > 0 else None,
     }
     phases: list[tuple[OptimizerConfig, dict[str, Any]]] = []
-    if config.stages or config.sft is None:
+    if config.stages or not (config.sft or config.stopping):
         phases.append((config.optimizer, rewarded))
     if config.sft is not None:
         supervised = {
@@ -125,13 +139,19 @@ def peak_estimate(config: RunConfig, options: PolicyConfig, shape: ModelShape) -
             "micro_batch_tokens": config.sft.micro_batch_tokens,
         }
         phases.append((config.sft.optimizer, supervised))
+    if config.stopping is not None:
+        counting = {
+            "prompts_per_step": config.stopping.batch_size,
+            "micro_batch_tokens": config.stopping.micro_batch_tokens,
+            "prompt_tokens": min(config.stopping.max_prompt_tokens, config.data.max_prompt_tokens),
+            "completion_tokens": text_tokens(config.length),
+        }
+        phases.append((config.stopping.optimizer, counting))
     estimates = [
         estimate_peak(
             shape,
             tuning=options.tuning,
             dtype=options.dtype,
-            prompt_tokens=config.data.max_prompt_tokens,
-            completion_tokens=sampling.max_tokens,
             logits_mb=options.logits_mb,
             gradient_checkpointing=options.gradient_checkpointing,
             lora_rank=options.lora.rank,
@@ -139,7 +159,11 @@ def peak_estimate(config: RunConfig, options: PolicyConfig, shape: ModelShape) -
             optimizer=optimizer.kind,
             moments=optimizer.moments,
             compensated=optimizer.rounding == "compensated",
-            **phase,
+            **{
+                "prompt_tokens": config.data.max_prompt_tokens,
+                "completion_tokens": sampling.max_tokens,
+                **phase,
+            },
         )
         for optimizer, phase in phases
     ]
@@ -197,6 +221,17 @@ def _taught(config: RunConfig, policy: Policy, train: list[Example]) -> list[Exa
         )
     rows, asked = replace(rows, rows=kept), config.data.asking_in(unit)
     return load_examples(rows, asked, policy.tokenizer, config.length.target, "train", targets).examples
+
+
+def _counted(config: RunConfig, policy: Policy) -> list[Example]:
+    if config.stopping is None:
+        return []
+    most = min(config.stopping.max_prompt_tokens, config.data.max_prompt_tokens)
+    data = config.data.model_copy(update={"max_prompt_tokens": most})
+    try:
+        return _examples(config.model_copy(update={"data": data}), policy, "train", lambda sentence: None)
+    except UserError as error:
+        raise UserError(f"stopping.max_prompt_tokens {most}: {error}") from None
 
 
 def _check_apart(train: list[Example], held_out: list[Example], note: Note) -> None:

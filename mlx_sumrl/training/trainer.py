@@ -1,4 +1,4 @@
-"""`Trainer`: carries one policy through supervised fine-tuning and the stages of a curriculum.
+"""`Trainer`: carries one policy through the supervised phases and the stages of a curriculum.
 
 Invariant: after every step the weights, the optimiser and `TrainState` belong together; a checkpoint is written
 only then, and a run restored from one goes on exactly as if it had never stopped, since all data order and all
@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 
-from mlx_sumrl.config import RunConfig, SftConfig, StageConfig
+from mlx_sumrl.config import RunConfig, SftConfig, StageConfig, StoppingConfig
 from mlx_sumrl.data.example import Example
 from mlx_sumrl.data.order import batch_indices
 from mlx_sumrl.policy.policy import Policy
@@ -44,10 +44,13 @@ from mlx_sumrl.training.rollout_log import Metrics, rollout_metrics, rollout_rec
 from mlx_sumrl.training.schedule import learning_rate
 from mlx_sumrl.training.seeds import derived_seed
 from mlx_sumrl.training.sft import sft_gradient, with_answers
+from mlx_sumrl.training.stopping import stopping_gradient
 from mlx_sumrl.training.update import Guard, apply_update
 
 SFT = "sft"
-"""Name of the supervised phase; no stage may have it."""
+STOPPING = "stopping"
+SUPERVISED = (SFT, STOPPING)
+"""Names of the supervised phases; no stage may have one of them."""
 
 
 class Trainer:
@@ -105,6 +108,23 @@ class Trainer:
 
         self._steps(SFT, options.steps, step, met=lambda metrics: False)
 
+    def stopping(self, examples: Sequence[Example], options: StoppingConfig) -> None:
+        """Learning when to stop (`mlx_sumrl.training.stopping`); does nothing where the run is past it."""
+        self.optimizer.options = options.optimizer
+        if not self._enter(STOPPING, fresh_optimizer=True):
+            return
+        peak = peak_rate(options.optimizer, self.policy)
+
+        def step() -> Metrics:
+            batch = self._batch(examples, options.batch_size)
+            gradient = stopping_gradient(self.policy, batch, self.config.length, options.micro_batch_tokens)
+            rate = learning_rate(options.optimizer, self.state.phase_step, options.steps, peak)
+            decisions = gradient.sums["tokens"]
+            right = {"stopping/right": gradient.sums["right"] / decisions}
+            return {**self._update(gradient, rate), **right, "tokens": decisions}
+
+        self._steps(STOPPING, options.steps, step, met=lambda metrics: False)
+
     def stage(self, stage: StageConfig, examples: Sequence[Example]) -> None:
         """One stage of GRPO; does nothing where the run is past it."""
         config, options = self.config, self.config.grpo
@@ -114,8 +134,8 @@ class Trainer:
         drawing = stage.drawing(config.sampling)
         sampling = Sampling.in_training(drawing)
         self.optimizer.options = config.optimizer
-        first = not [name for name in self.state.phases_done if name != SFT]
-        fresh_optimizer = stage.optimizer == "fresh" or (first and SFT in self.state.phases_done)
+        first = not [name for name in self.state.phases_done if name not in SUPERVISED]
+        fresh_optimizer = stage.optimizer == "fresh" or (first and bool(self.state.phases_done))
         if not self._enter(stage.name, fresh_optimizer, fresh_reference=stage.reference == "fresh" or first):
             return
 

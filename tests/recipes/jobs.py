@@ -41,6 +41,8 @@ class Job:
         trainer = self.trainer(sampler)
         if self.config.sft:
             trainer.sft(self.prepared.taught, self.config.sft)
+        if self.config.stopping:
+            trainer.stopping(self.prepared.counted, self.config.stopping)
         for stage in self.config.stages:
             trainer.stage(stage, self.prepared.train)
         return self.metrics()

@@ -125,6 +125,8 @@ class StoppingConfig(Room):
     max_prompt_tokens: int = Field(default=64, gt=0)
     """Documents lose their end in this phase until a prompt has no more tokens than this: counting does not need
     them, and short prompts are quick. data.max_prompt_tokens where that is less."""
+    anchor: float = Field(default=1.0, ge=0)
+    """Weight of what holds the words where they are meanwhile."""
     micro_batch_tokens: int = Field(default=4096, gt=0)
     """Token positions in one forward and backward pass; the gradient is the same whatever it is."""
     optimizer: StoppingOptimizerConfig = StoppingOptimizerConfig()

@@ -90,6 +90,9 @@ PANELS = (
         height=1.6,
         falls=True,
     ),
+    Panel(
+        "Decisions about stopping", "share right", (Curve("stopping/right", "stopping/right"),), share=True
+    ),
     Panel("Reward", "per completion", (Curve("reward/mean", "reward/mean"),), noisy=True),
     Panel(
         "Within the asked length",

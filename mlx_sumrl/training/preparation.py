@@ -145,6 +145,7 @@ def peak_estimate(config: RunConfig, options: PolicyConfig, shape: ModelShape) -
             "micro_batch_tokens": config.stopping.micro_batch_tokens,
             "prompt_tokens": min(config.stopping.max_prompt_tokens, config.data.max_prompt_tokens),
             "completion_tokens": text_tokens(config.length),
+            "reference": grpo.reference,
         }
         phases.append((config.stopping.optimizer, counting))
     estimates = [

@@ -111,17 +111,17 @@ class Trainer:
     def stopping(self, examples: Sequence[Example], options: StoppingConfig) -> None:
         """Learning when to stop (`mlx_sumrl.training.stopping`); does nothing where the run is past it."""
         self.optimizer.options = options.optimizer
-        if not self._enter(STOPPING, fresh_optimizer=True):
+        if not self._enter(STOPPING, fresh_optimizer=True, fresh_reference=True):
             return
         peak = peak_rate(options.optimizer, self.policy)
 
         def step() -> Metrics:
             batch = self._batch(examples, options.batch_size)
-            gradient = stopping_gradient(self.policy, batch, self.config.length, options.micro_batch_tokens)
+            gradient = stopping_gradient(self.policy, batch, self.config.length, options)
             rate = learning_rate(options.optimizer, self.state.phase_step, options.steps, peak)
-            decisions = gradient.sums["tokens"]
-            right = {"stopping/right": gradient.sums["right"] / decisions}
-            return {**self._update(gradient, rate), **right, "tokens": decisions}
+            sums, decisions = gradient.sums, gradient.sums["tokens"]
+            means = {f"stopping/{name}": sums[name] / decisions for name in ("right", "nats", "drift")}
+            return {**self._update(gradient, rate), **means, "tokens": decisions}
 
         self._steps(STOPPING, options.steps, step, met=lambda metrics: False)
 
@@ -136,7 +136,11 @@ class Trainer:
         self.optimizer.options = config.optimizer
         first = not [name for name in self.state.phases_done if name not in SUPERVISED]
         fresh_optimizer = stage.optimizer == "fresh" or (first and bool(self.state.phases_done))
-        if not self._enter(stage.name, fresh_optimizer, fresh_reference=stage.reference == "fresh" or first):
+        anchored = options.beta > 0
+        if not anchored:
+            self.policy.reference = None  # of the phase before
+        fresh_reference = anchored and (first or stage.reference == "fresh")
+        if not self._enter(stage.name, fresh_optimizer, fresh_reference):
             return
 
         self.sampler.publish(self.state.policy_version)
@@ -242,7 +246,7 @@ class Trainer:
             if fresh_optimizer:
                 self.optimizer.reset()
             # New adapters need no copy: their reference is the model with them off.
-            if fresh_reference and self.config.grpo.beta > 0 and not self.policy.adapters_are_new:
+            if fresh_reference and not self.policy.adapters_are_new:
                 self.policy.take_reference(self.config.grpo.reference)
         return True
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mlx.utils import tree_unflatten
 from pydantic import ValidationError
 
-from mlx_sumrl.config import LengthConfig, RunConfig
+from mlx_sumrl.config import LengthConfig, RunConfig, StoppingConfig
 from mlx_sumrl.data.example import Example
 from mlx_sumrl.errors import UserError
 from mlx_sumrl.metrics.sentences import ends_sentence
@@ -31,7 +31,7 @@ from tests.families import tokenizer
 from tests.recipes.jobs import Job
 from tests.recipes.programs import tiny_job
 
-from .models import flat
+from .models import flat, moved
 from .oracle import relative_error
 
 MakePolicy = Callable[..., Policy]
@@ -105,25 +105,41 @@ def test_texts_go_round(make_policy: MakePolicy) -> None:
     assert text_tokens(length) == 80 + 6 + 4
 
 
-def plainly(policy: Policy, examples: list[Example], length: LengthConfig) -> tuple[float, Weights, float]:
+def plainly(
+    policy: Policy, examples: list[Example], length: LengthConfig, anchor: float
+) -> tuple[float, Weights, float]:
     """Loss, gradient and share of right decisions, from the whole model's logits of one row at a time."""
     texts = running_texts(policy, examples, text_tokens(length))
     own = policy.weights()
     count = sum(map(len, texts))
     right = 0
 
-    def loss(weights: Weights, example: Example, text: tuple[int, ...]) -> tuple[mx.array, mx.array]:
-        policy.model.update(tree_unflatten(list(weights.items())))
-        logits = policy.model(mx.array([[*example.prompt_ids, *text]]))[0]
+    def stop_and_words(example: Example, text: tuple[int, ...]) -> tuple[mx.array, mx.array]:
+        """p(stop) before each token, and log p(token) where the text goes on."""
         start = len(example.prompt_ids) - 1
-        stop = mx.softmax(logits, axis=-1)[start : start + len(text), policy.stop_id]
+        logits = policy.model(mx.array([[*example.prompt_ids, *text]]))[0, start : start + len(text)]
+        p = mx.softmax(logits, axis=-1)
+        stop = p[:, policy.stop_id]
+        tokens = mx.take_along_axis(p, mx.array(text)[:, None], axis=-1)[:, 0]
+        return stop, mx.log(tokens / (1 - stop))
+
+    with policy.as_reference():
+        held = [stop_and_words(*one)[1] for one in zip(examples, texts, strict=True)]
+        mx.eval(held)
+
+    def loss(
+        weights: Weights, example: Example, text: tuple[int, ...], held_T: mx.array
+    ) -> tuple[mx.array, mx.array]:
+        policy.model.update(tree_unflatten(list(weights.items())))
+        stop, words = stop_and_words(example, text)
         label = stop_labels(sentence_ends(policy.tokenizer, text), length.asked(example.target))
         decided = mx.where(mx.array(label), stop, 1 - stop)
-        return -mx.log(decided).sum() / count, (decided > 0.5).sum()
+        moved = anchor * ((words - held_T) ** 2).sum() / 2
+        return (moved - mx.log(decided).sum()) / count, (decided > 0.5).sum()
 
     total, gradient = 0.0, None
-    for example, text in zip(examples, texts, strict=True):
-        (value, sure), found = mx.value_and_grad(loss)(own, example, text)
+    for example, text, held_T in zip(examples, texts, held, strict=True):
+        (value, sure), found = mx.value_and_grad(loss)(own, example, text, held_T)
         total, right = total + float(value.item()), right + int(sure.item())  # type: ignore[arg-type]
         gradient = found if gradient is None else {name: gradient[name] + found[name] for name in found}
     policy.model.update(tree_unflatten(list(own.items())))
@@ -133,15 +149,23 @@ def plainly(policy: Policy, examples: list[Example], length: LengthConfig) -> tu
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("tuning", ["full", "lora"])
+@pytest.mark.parametrize("anchor", [0.0, 3.0])
 def test_gradient_is_that_of_rows_one_by_one(
-    make_policy: MakePolicy, tuning: str, checkpointing: bool
+    make_policy: MakePolicy, tuning: str, checkpointing: bool, anchor: float
 ) -> None:
     policy, examples = policy_and_examples(make_policy, tuning=tuning, checkpointing=checkpointing)
+    if tuning == "full":
+        policy.take_reference("copy")
+        policy.set_weights(moved(policy.weights(), 0.05, seed=3))
     length = LengthConfig(target=6, targets=(4, 7, 9), tolerance=2)
-    loss, gradient, right = plainly(policy, examples, length)
+    loss, gradient, right = plainly(policy, examples, length, anchor)
+    without, _, _ = plainly(policy, examples, length, 0.0)
+    assert (loss - without > 1e-3) == (anchor > 0), "the policy is not its reference"
     assert np.abs(flat(gradient)).max() > 1e-3
     for size in (1, 40, 4096):
-        found = stopping_gradient(policy, examples, length, size)
+        options = StoppingConfig(micro_batch_tokens=size, anchor=anchor)
+        found = stopping_gradient(policy, examples, length, options)
+        assert found.sums["nats"] / found.sums["tokens"] == pytest.approx(without, rel=1e-5)
         assert found.loss == pytest.approx(loss, rel=1e-5)
         assert relative_error(flat(found.gradients), flat(gradient)) < 1e-5, size
         assert found.sums["tokens"] == len(examples) * text_tokens(length)
@@ -182,7 +206,9 @@ def test_a_phase_before_the_stages_with_documents_cut_short(tmp_path: Path) -> N
     rows = job.train()
     assert [row["stage"] for row in rows] == ["stopping"] * 3 + ["only"] * 3
     assert all(0 <= row["stopping/right"] <= 1 for row in rows[:3])
-    assert rows[2]["loss"] < rows[0]["loss"]
+    assert rows[2]["stopping/nats"] < rows[0]["stopping/nats"]
+    assert rows[0]["stopping/drift"] == pytest.approx(0, abs=1e-5)
+    assert rows[2]["stopping/drift"] > 1e-4
 
 
 def test_going_on_in_the_middle_is_the_same_run(tmp_path: Path) -> None:

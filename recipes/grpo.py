@@ -108,7 +108,7 @@ def the_job(
     if config.sft:
         trainer.sft(prepared.taught, config.sft)
     if config.stopping:
-        trainer.stopping(prepared.counted, config.stopping)
+        trainer.stopping(prepared.shortened, prepared.train, config.stopping)
     evaluations = {"before": evaluated("before", config, run, policy, prepared.held_out, progress)}
     if config.evaluation.length_matched_baseline:
         evaluations["length-matched"] = evaluated(

@@ -76,7 +76,9 @@ class StageConfig(Room):
     until: UntilConfig | None = None
     """Move on before `steps` once a metric is good enough."""
     learning_rate: float | None = Field(default=None, gt=0)
-    """Peak step size; the run's own otherwise."""
+    """Peak step size; `learning_rate_share` of the run's own otherwise."""
+    learning_rate_share: float = Field(default=1.0, gt=0)
+    """Peak step size as a share of the run's own, which depends on tuning and model where it is not given."""
     temperature: float | None = Field(default=None, gt=0)
     """At which completions are drawn; `sampling.temperature` otherwise. A last stage near 0 trains what greedy decoding
     will write: loops that it falls into are hardly ever drawn at 1."""

@@ -38,8 +38,8 @@ class Prepared:
     """Rows never trained on; empty when the run names none."""
     taught: list[Example]
     """What supervised fine-tuning learns: `train`, or the same rows asked for the lengths of their own answers."""
-    counted: list[Example]
-    """What stopping is learned from: `train` with its documents cut short; empty where it is not learned."""
+    shortened: list[Example]
+    """What stopping is learned from at first: `train` with its documents cut short; empty where it is not learned."""
 
 
 def prepare(config: RunConfig, folder: Path, note: Note) -> Prepared:
@@ -63,7 +63,7 @@ def prepare(config: RunConfig, folder: Path, note: Note) -> Prepared:
     _check_apart(train, held_out, note)
     note(memory_sentence(config, policy))
     tell_of_misreading(policy, note)
-    return Prepared(policy, train, held_out, _taught(config, policy, train), _counted(config, policy))
+    return Prepared(policy, train, held_out, _taught(config, policy, train), _shortened(config, policy))
 
 
 def tell_of_misreading(policy: Policy, note: Note) -> None:
@@ -93,14 +93,12 @@ def check_context(config: RunConfig, policy: Policy) -> None:
         )
     if config.stopping is None:
         return
-    prompt, text = (
-        min(config.stopping.max_prompt_tokens, config.data.max_prompt_tokens),
-        text_tokens(config.length),
-    )
+    prompt, text = config.data.max_prompt_tokens, text_tokens(config.length)
     if policy.context is not None and prompt + text > policy.context:
         raise UserError(
-            f"stopping.max_prompt_tokens {prompt} and texts longer than {config.length} ({text}) make {prompt + text} "
-            f"tokens, and {policy.source} reads {policy.context}: ask for less, or leave `stopping` out"
+            f"data.max_prompt_tokens {prompt} and the texts that stopping is learned from, longer than {config.length} "
+            f"({text} tokens), make {prompt + text} tokens, and {policy.source} reads {policy.context}: set "
+            f"--data.max_prompt_tokens {policy.context - text}, or leave `stopping` out"
         )
 
 
@@ -143,7 +141,6 @@ def peak_estimate(config: RunConfig, options: PolicyConfig, shape: ModelShape) -
         counting = {
             "prompts_per_step": config.stopping.batch_size,
             "micro_batch_tokens": config.stopping.micro_batch_tokens,
-            "prompt_tokens": min(config.stopping.max_prompt_tokens, config.data.max_prompt_tokens),
             "completion_tokens": text_tokens(config.length),
             "reference": grpo.reference,
         }
@@ -160,11 +157,8 @@ def peak_estimate(config: RunConfig, options: PolicyConfig, shape: ModelShape) -
             optimizer=optimizer.kind,
             moments=optimizer.moments,
             compensated=optimizer.rounding == "compensated",
-            **{
-                "prompt_tokens": config.data.max_prompt_tokens,
-                "completion_tokens": sampling.max_tokens,
-                **phase,
-            },
+            prompt_tokens=config.data.max_prompt_tokens,
+            **{"completion_tokens": sampling.max_tokens, **phase},
         )
         for optimizer, phase in phases
     ]
@@ -224,7 +218,7 @@ def _taught(config: RunConfig, policy: Policy, train: list[Example]) -> list[Exa
     return load_examples(rows, asked, policy.tokenizer, config.length.target, "train", targets).examples
 
 
-def _counted(config: RunConfig, policy: Policy) -> list[Example]:
+def _shortened(config: RunConfig, policy: Policy) -> list[Example]:
     if config.stopping is None:
         return []
     most = min(config.stopping.max_prompt_tokens, config.data.max_prompt_tokens)

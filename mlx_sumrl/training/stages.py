@@ -20,25 +20,35 @@ from mlx_sumrl.metrics.meteor import wordnet_is_there, wordnet_problem
 
 Options = dict[str, Any]
 
+
+def _rewards(repeats: float) -> list[Options]:
+    """The length pays for stopping, quality and the price of repeats for what is said, whole sentences for both."""
+    return [
+        {"kind": "length", "credit": "stop"},
+        {"kind": "within", "credit": "stop"},
+        {"kind": "ends_sentence", "weight": 0.5},
+        {"kind": "repetition", "ngram": 2, "ngram_of": "words", "credit": "content", "weight": repeats},
+        # Half as much again as METEOR, which varies nearly twice as much within a group.
+        {"kind": "rougeL", "credit": "content", "weight": 3.0},
+        {"kind": "meteor", "credit": "content", "weight": 2.0},  # the last, since there may be no WordNet
+    ]
+
+
 CURRICULUM: Options = {
     "sampling": {"temperature": 0.7},
     "optimizer": {"schedule": "linear", "final_share": 0.1, "warmup_steps": 5},
     "grpo": {"beta": 0.02},
     "stopping": {"steps": 100},
     "stages": [
+        {"name": "warm", "steps": 40, "rewards": _rewards(2.0)},
         {
-            "name": "constrained",
-            "steps": 120,
-            "rewards": [
-                {"kind": "length"},
-                {"kind": "repetition", "ngram": 2, "ngram_of": "words", "weight": 2.0},
-                {"kind": "within"},
-                # Half as much again as METEOR, which varies nearly twice as much within a group.
-                {"kind": "rougeL", "weight": 3.0},
-                {"kind": "meteor", "weight": 2.0},  # the last, since there may be no WordNet
-            ],
-            "constraint": {"reward": "within", "at_least": 0.95},
-        }
+            "name": "cool",
+            "steps": 80,
+            "temperature": 0.3,
+            "learning_rate_share": 0.5,
+            "reference": "fresh",
+            "rewards": _rewards(4.0),
+        },
     ],
 }
 

@@ -3,8 +3,8 @@
 Whether a text should stop after its n-th token is known from the length that was asked for, whatever it says: not yet
 while n is below it, now once n is above it. So every token of any text is a labelled example of that decision, where a
 reward speaks once for a whole completion, and only by comparison with the others of its group. The texts here are other
-people's summaries one after the other, longer than any length asked for; the documents may be cut short, since counting
-does not need them.
+people's summaries one after the other, longer than any length asked for. At first their documents are cut short, since
+counting does not need them.
 
 The loss of a decision is its cross-entropy, -log p(stop) or -log(1 - p(stop)), whose gradient goes through the
 probability of stopping alone: no word is taught. But all share the same weights, and words would drift (sampled METEOR
@@ -47,12 +47,12 @@ TAIL = 4
 def stop_labels(ends: Sequence[bool], length: LengthConfig) -> NDArray[np.bool_]:
     """Whether to stop before each of T tokens, from whether a sentence ends there (``ends``). Shape [T].
 
-    Right is the first end of a sentence from one token within what is allowed on, and where there is none, half of what
-    is allowed beyond the target: who miscounts by a token or two is within all the same.
+    Right is the first end of a sentence that is within what is allowed by a token, and where there is none, two tokens
+    before what is allowed ends: who miscounts a little is within all the same.
     """
     written_T = np.arange(len(ends))
     soon = length.target - max(length.allowed - 1, 0)
-    late = length.target + length.allowed // 2
+    late = length.target + max(length.allowed - 2, 0)
     right_T: NDArray[np.bool_] = (written_T >= late) | ((written_T >= soon) & np.asarray(ends, bool))
     return right_T
 

@@ -108,15 +108,21 @@ class Trainer:
 
         self._steps(SFT, options.steps, step, met=lambda metrics: False)
 
-    def stopping(self, examples: Sequence[Example], options: StoppingConfig) -> None:
-        """Learning when to stop (`mlx_sumrl.training.stopping`); does nothing where the run is past it."""
+    def stopping(
+        self, shortened: Sequence[Example], examples: Sequence[Example], options: StoppingConfig
+    ) -> None:
+        """Learning when to stop (`mlx_sumrl.training.stopping`); does nothing where the run is past it.
+
+        From ``shortened``, the same ``examples`` with their documents cut short, for `short_share` of the steps.
+        """
         self.optimizer.options = options.optimizer
         if not self._enter(STOPPING, fresh_optimizer=True, fresh_reference=True):
             return
         peak = peak_rate(options.optimizer, self.policy)
 
         def step() -> Metrics:
-            batch = self._batch(examples, options.batch_size)
+            short = self.state.phase_step < options.short_share * options.steps
+            batch = self._batch(shortened if short else examples, options.batch_size)
             gradient = stopping_gradient(self.policy, batch, self.config.length, options)
             rate = learning_rate(options.optimizer, self.state.phase_step, options.steps, peak)
             sums, decisions = gradient.sums, gradient.sums["tokens"]
@@ -130,7 +136,7 @@ class Trainer:
         config, options = self.config, self.config.grpo
         scorer = Scorer(build_rewards(stage, config.length), config.scoring)
         credits_R = [reward.credit for reward in stage.rewards]
-        peak = stage.learning_rate or peak_rate(config.optimizer, self.policy)
+        peak = stage.learning_rate or stage.learning_rate_share * peak_rate(config.optimizer, self.policy)
         drawing = stage.drawing(config.sampling)
         sampling = Sampling.in_training(drawing)
         self.optimizer.options = config.optimizer

@@ -42,7 +42,7 @@ class Job:
         if self.config.sft:
             trainer.sft(self.prepared.taught, self.config.sft)
         if self.config.stopping:
-            trainer.stopping(self.prepared.counted, self.config.stopping)
+            trainer.stopping(self.prepared.shortened, self.prepared.train, self.config.stopping)
         for stage in self.config.stages:
             trainer.stage(stage, self.prepared.train)
         return self.metrics()

@@ -29,7 +29,7 @@ def by_default(*argv: str) -> RunConfig:
 
 def rates(config: RunConfig, stage: StageConfig) -> list[float]:
     policy: Any = SimpleNamespace(options=config.policy, width=256)
-    peak = stage.learning_rate or peak_rate(config.optimizer, policy)
+    peak = stage.learning_rate or stage.learning_rate_share * peak_rate(config.optimizer, policy)
     return [learning_rate(config.optimizer, step, stage.steps, peak) for step in range(stage.steps)]
 
 
@@ -112,7 +112,7 @@ class TestWhatIsGiven:
 
     def test_one_entry_changed_is_still_the_recipes(self) -> None:
         own = by_default("--stages.0.learning_rate", "0.25", "--stages.0.steps", "7")
-        assert [stage.steps for stage in own.stages] == [7]
+        assert [stage.steps for stage in own.stages] == [7, 80]
         assert own.sampling.temperature == CURRICULUM["sampling"]["temperature"]
         assert max(rates(own, own.stages[0])) == 0.25
 

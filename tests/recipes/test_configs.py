@@ -127,7 +127,8 @@ class TestEveryConfig:
 
     @pytest.mark.parametrize("recipe", RECIPES)
     def test_no_stage_forgets_the_length(self, file: Path, recipe: str, parse: Parse) -> None:
-        """Each pays for the length itself, and quality behind a gate, or beside a constraint that keeps the length."""
+        """Each pays for the length itself, and quality behind a gate, or beside a constraint that keeps the length, or
+        only for decisions that the length is not made of."""
         config = parse("--config", str(file), recipe=recipe)
         for stage in config.stages:
             rewards = {reward.label: reward for reward in stage.rewards}
@@ -138,7 +139,8 @@ class TestEveryConfig:
             for reward in quality:
                 gated = reward.gate is not None and reward.gate.reward == "within"
                 kept = stage.constraint is not None and stage.constraint.reward == "within"
-                assert gated or kept or reward.weight == 0
+                apart = (rewards["length"].credit, reward.credit) == ("stop", "content")
+                assert gated or kept or apart or reward.weight == 0
         assert all(reward.weight > 0 for reward in quality), "in the last stage"
 
 
@@ -196,7 +198,7 @@ class TestRedditPosts:
         assert config.policy.tuning == "lora"
         assert config.policy.gradient_checkpointing
         assert config.checkpoint.every == 25
-        assert [stage.name for stage in config.stages] == ["constrained"]
+        assert [stage.name for stage in config.stages] == ["warm", "cool"]
         assert parse("--config", path_of(name), recipe="grpo_joint").stages == config.stages
         full = parse("--config", path_of(name), *FULL)
         assert full.policy.dtype == "bfloat16"

@@ -1,0 +1,28 @@
+"""A reward for whole sentences, by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mlx_sumrl.config import LengthConfig, StageConfig
+from mlx_sumrl.rewards.scoring import build_rewards
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "expected"),
+    [
+        ("Ben is late.", "stop", 1),
+        ('Ben says: "I am late."  ', "stop", 1),
+        ("他来晚了。", "stop", 1),
+        ("Ben is", "stop", 0),
+        ("Ben is late. Anna", "stop", 0),
+        ("", "stop", 0),
+        ("Ben is late.", "length", 0),  # cut there: it might have gone on
+    ],
+)
+def test_whole_sentences_that_ended_by_themselves(completion, group, text, reason, expected):
+    stage = StageConfig.model_validate({"name": "s", "steps": 1, "rewards": [{"kind": "ends_sentence"}]})
+    [reward] = build_rewards(stage, LengthConfig()).rewards
+    assert reward.name == "ends_sentence"
+    np.testing.assert_array_equal(reward([group(completion(3, reason, text))]), [[expected]])

@@ -48,6 +48,7 @@ from mlx_sumrl.rollouts.answer_part import AnswerPart
 from mlx_sumrl.rollouts.long_summary import LongSummarizer, round_told
 from mlx_sumrl.training.peak_rate import with_rate
 from mlx_sumrl.training.stages import laid_under, what_is_left_out
+from mlx_sumrl.training.stopping import text_tokens
 from mlx_sumrl.training.trainer import Trainer
 
 
@@ -117,7 +118,7 @@ def train_grpo(
     **options: Any,
 ) -> None:
     """GRPO, in place, through the stages of a curriculum; where ``stages`` is left out, those of
-    `recipes.grpo_staged` with their temperature, rates and KL.
+    `recipes.grpo_staged` with what comes before them, and their temperature, rates and KL.
 
     ``options`` are rooms of `RunConfig` (``length={"target": 64}``, ``grpo={...}``, ``stages=[...]``). ``run``
     names a folder for metrics, rollouts and checkpoints; without one nothing is written. Raises `UserError`.
@@ -131,8 +132,10 @@ def train_grpo(
         name: room.model_dump(exclude_unset=True) if isinstance(room, BaseModel) else room
         for name, room in options.items()
     }
-    config = with_rate(_run_config(policy, tree.merged(laid_under(given), given)), policy)
-    _check_context(policy, examples, config.sampling.max_tokens)
+    laid = laid_under({**given, "policy": {"tuning": policy.options.tuning}})
+    config = with_rate(_run_config(policy, tree.merged(laid, given)), policy)
+    read = text_tokens(config.length) if config.stopping else 0
+    _check_context(policy, examples, max(config.sampling.max_tokens, read))
     for stage in config.stages:
         build_rewards(stage, config.length)
     folder = RunFolder.create(config) if run is not None else None
@@ -141,6 +144,8 @@ def train_grpo(
             if left_out := what_is_left_out(config.stages):
                 shown.note(left_out)
             trainer = Trainer(policy, config, run=folder, progress=shown)
+            if config.stopping:
+                trainer.stopping(examples, examples, config.stopping)
             for stage in config.stages:
                 trainer.stage(stage, examples)
     finally:

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from mlx_sumrl.config import LengthConfig, StoppingConfig
 from mlx_sumrl.data.answers import answer_ids
 from mlx_sumrl.data.example import Example
+from mlx_sumrl.errors import UserError
 from mlx_sumrl.metrics.sentences import ends_sentence
 from mlx_sumrl.policy.blocks import packed_logprobs
 from mlx_sumrl.policy.head import HeadOptions
@@ -69,7 +70,15 @@ def text_tokens(length: LengthConfig) -> int:
 
 
 def running_texts(policy: Policy, examples: Sequence[Example], tokens: int) -> list[tuple[int, ...]]:
-    """For each example its summary, those of the next examples after it, and so on round, cut to so many ``tokens``."""
+    """For each example its summary, those of the next examples after it, and so on round, cut to so many ``tokens``.
+
+    Raises `UserError` where none has a summary.
+    """
+    if not any(example.reference.strip() for example in examples):
+        raise UserError(
+            "stopping is learned from the summaries of the examples, and none of these has one: give them a reference, "
+            "or leave `stopping` out"
+        )
     texts = []
     for i in range(len(examples)):
         following = cycle([*examples[i:], *examples[:i]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,8 @@ def test_texts_go_round(make_policy: MakePolicy) -> None:
     for i, text in enumerate(texts):
         following = " ".join([*REFERENCES[i:], *REFERENCES[:i]] * 10)
         assert following.startswith(policy.decode(text).strip())
+    with pytest.raises(UserError, match="none of these has one"):
+        running_texts(policy, [replace(example, reference=" ") for example in examples], 50)
     [alone] = running_texts(policy, examples[3:], 50)
     assert ("At noon. " * 30).startswith(policy.decode(alone).strip())
     length = LengthConfig(target=50, targets=(24, 80), tolerance=3, tolerance_share=0.08)

@@ -1,7 +1,11 @@
-"""A reward for texts that end where a sentence does: whoever is paid for a length alone stops in the middle of one."""
+"""A reward for texts that end where a sentence does: whoever is paid for a length alone stops in the middle of one.
+
+A row of end marks ends nothing: paid for any, a policy filled the length with ``!!!!!!``, which ROUGE does not see.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +15,8 @@ from numpy.typing import NDArray
 from mlx_sumrl.metrics.sentences import ends_sentence
 from mlx_sumrl.rewards.reward import score_each
 from mlx_sumrl.rollouts.types import Group
+
+_ROW = re.compile(r"[.!?…。！？｡](?:\s*[.!?…。！？｡]){3,}\W*$")  # noqa: RUF001
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +29,10 @@ class EndsSentenceReward:
         """Shape [P, G], values 0 and 1."""
         return score_each(
             groups,
-            lambda _, completion: float(
-                completion.finish_reason == "stop" and ends_sentence(completion.text)
-            ),
+            lambda _, completion: float(completion.finish_reason == "stop" and whole(completion.text)),
         )
+
+
+def whole(text: str) -> bool:
+    """Whether ``text`` ends with an end mark, or three at most (``?!``, ``...``) in a row."""
+    return ends_sentence(text) and _ROW.search(text) is None

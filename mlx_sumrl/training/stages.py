@@ -1,9 +1,8 @@
 """The curriculum that the recipes bring along: options of a run as plain values, laid under those of the user.
 
-What stands here won the study of ``docs/study.md`` (`taught` in ``recipes/configs/study.yaml``; a test holds that
-both are the same): first when to stop, without a reward; then quality and a price for repeats throughout, and the share
-within the asked length kept at a level by a weight that adapts. It has one stage, so `recipes.grpo_staged` and
-`recipes.grpo_joint` begin from the same.
+What stands here won the study of ``docs/study.md`` (`constrained` in ``recipes/configs/study.yaml``; a test holds that
+both are the same): quality and a price for repeats throughout, and the share within the asked length kept at a level
+by a weight that adapts. It has one stage, so `recipes.grpo_staged` and `recipes.grpo_joint` begin from the same.
 
 Repetition is paid for. Without it both rewards are won by text that no one wants: the length by dots and loops, and
 then ROUGE, which sees no punctuation, by the words most often matched (seen on DialogSum: ROUGE-L rose to 1.15 times
@@ -15,40 +14,29 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mlx_sumrl.config import DEFAULT_LENGTH_UNIT, StageConfig
+from mlx_sumrl.config import StageConfig
 from mlx_sumrl.metrics.meteor import wordnet_is_there, wordnet_problem
 
 Options = dict[str, Any]
-
-
-def _rewards(repeats: float) -> list[Options]:
-    """The length pays for stopping, quality and the price of repeats for what is said, whole sentences for both."""
-    return [
-        {"kind": "length", "credit": "stop"},
-        {"kind": "within", "credit": "stop"},
-        {"kind": "ends_sentence", "weight": 0.5},
-        {"kind": "repetition", "ngram": 2, "ngram_of": "words", "credit": "content", "weight": repeats},
-        # Half as much again as METEOR, which varies nearly twice as much within a group.
-        {"kind": "rougeL", "credit": "content", "weight": 3.0},
-        {"kind": "meteor", "credit": "content", "weight": 2.0},  # the last, since there may be no WordNet
-    ]
-
 
 CURRICULUM: Options = {
     "sampling": {"temperature": 0.7},
     "optimizer": {"schedule": "linear", "final_share": 0.1, "warmup_steps": 5},
     "grpo": {"beta": 0.02},
-    "stopping": {"steps": 100},
     "stages": [
-        {"name": "warm", "steps": 40, "rewards": _rewards(2.0)},
         {
-            "name": "cool",
-            "steps": 80,
-            "temperature": 0.3,
-            "learning_rate_share": 0.5,
-            "reference": "fresh",
-            "rewards": _rewards(4.0),
-        },
+            "name": "constrained",
+            "steps": 120,
+            "rewards": [
+                {"kind": "length"},
+                {"kind": "repetition", "ngram": 2, "ngram_of": "words", "weight": 2.0},
+                {"kind": "within"},
+                # Half as much again as METEOR, which varies nearly twice as much within a group.
+                {"kind": "rougeL", "weight": 3.0},
+                {"kind": "meteor", "weight": 2.0},  # the last, since there may be no WordNet
+            ],
+            "constraint": {"reward": "within", "at_least": 0.95},
+        }
     ],
 }
 
@@ -57,17 +45,11 @@ def laid_under(given: Mapping[str, Any]) -> Options:
     """What lies under the options that a user has ``given``.
 
     The curriculum where they have no stages, and nothing where they have: its temperature, schedule and KL were made
-    for its own stages. Where there is no WordNet, METEOR's weight goes to ROUGE-L. When to stop is taught where that
-    can be: lengths in tokens, counted from the first; and to adapters, since the small steps that full tuning takes by
-    default would teach it in no time worth waiting for.
+    for its own stages. Where there is no WordNet, METEOR's weight goes to ROUGE-L.
     """
     if given.get("stages") is not None:
         return {}
     own = {**CURRICULUM, "stages": _stages(wordnet_is_there())}
-    rooms = {room: given.get(room) or {} for room in ("policy", "length", "answer")}
-    in_tokens = rooms["length"].get("unit", DEFAULT_LENGTH_UNIT) == DEFAULT_LENGTH_UNIT
-    if rooms["policy"].get("tuning") == "full" or not in_tokens or rooms["answer"].get("after") is not None:
-        del own["stopping"]
     if "warmup_ratio" in (given.get("optimizer") or {}):
         own["optimizer"] = {name: value for name, value in own["optimizer"].items() if name != "warmup_steps"}
     return own

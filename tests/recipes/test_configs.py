@@ -198,7 +198,7 @@ class TestRedditPosts:
         assert config.policy.tuning == "lora"
         assert config.policy.gradient_checkpointing
         assert config.checkpoint.every == 25
-        assert [stage.name for stage in config.stages] == ["warm", "cool"]
+        assert [stage.name for stage in config.stages] == ["constrained"]
         assert parse("--config", path_of(name), recipe="grpo_joint").stages == config.stages
         full = parse("--config", path_of(name), *FULL)
         assert full.policy.dtype == "bfloat16"

@@ -18,7 +18,7 @@ from recipes.study_plan import planned
 
 from .programs import LACKING, ROOT, Program, tiny_job, write_options
 
-WON = "taught"
+WON = "constrained"
 
 
 def by_default(*argv: str) -> RunConfig:
@@ -43,8 +43,6 @@ def test_it_is_what_won_the_study(monkeypatch: pytest.MonkeyPatch) -> None:
     won = next(run.config for run in runs if run.method == WON)
     own = by_default()
     assert (own.sampling, own.grpo, own.length) == (won.sampling, won.grpo, won.length)
-    assert own.stopping is not None
-    assert own.stopping == won.stopping
     assert (own.policy.tuning, own.policy.lora) == (won.policy.tuning, won.policy.lora)
     rate = {"learning_rate"}
     assert own.optimizer.model_dump(exclude=rate) == won.optimizer.model_dump(exclude=rate)
@@ -112,24 +110,9 @@ class TestWhatIsGiven:
 
     def test_one_entry_changed_is_still_the_recipes(self) -> None:
         own = by_default("--stages.0.learning_rate", "0.25", "--stages.0.steps", "7")
-        assert [stage.steps for stage in own.stages] == [7, 80]
+        assert [stage.steps for stage in own.stages] == [7]
         assert own.sampling.temperature == CURRICULUM["sampling"]["temperature"]
         assert max(rates(own, own.stages[0])) == 0.25
-
-    @pytest.mark.parametrize(
-        "argv",
-        [
-            ("--policy.tuning", "full"),
-            ("--length.unit", "words"),
-            ("--answer.after", "</think>"),
-            ("--stopping", "null"),
-        ],
-    )
-    def test_when_to_stop_is_taught_where_it_can_be(self, argv: tuple[str, str]) -> None:
-        assert by_default(*argv).stopping is None
-        assert by_default(*argv).stages == by_default().stages
-        assert by_default("--stopping.steps", "7").stopping.steps == 7  # type: ignore[union-attr]
-        assert by_default("--length.unit", "tokens", "--policy.tuning", "dora").stopping is not None
 
     def test_a_warm_up_by_share_takes_the_place_of_steps(self) -> None:
         own = by_default("--optimizer.warmup_ratio", "0.1")

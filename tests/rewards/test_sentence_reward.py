@@ -18,6 +18,10 @@ from mlx_sumrl.rewards.scoring import build_rewards
         ("Ben is", "stop", 0),
         ("Ben is late. Anna", "stop", 0),
         ("", "stop", 0),
+        ("Is Ben late?!", "stop", 1),
+        ("Ben is late...", "stop", 1),
+        ("Ben is late!!!!!!!!!!", "stop", 0),
+        ('Ben is "late ! ! ! !"', "stop", 0),
         ("Ben is late.", "length", 0),  # cut there: it might have gone on
     ],
 )

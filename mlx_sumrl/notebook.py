@@ -117,9 +117,9 @@ def train_grpo(
     progress: Progress | None = None,
     **options: Any,
 ) -> None:
-    """GRPO, in place, through the stages of a curriculum, after ``stopping`` where that is given; where ``stages`` is
-    left out, those of `recipes.grpo_staged` with their temperature, rates and KL.
+    """GRPO, in place, through the stages of a curriculum, with ``stopping`` before or after them where that is given.
 
+    Where ``stages`` is left out they are those of `recipes.grpo_staged`, with their temperature, rates and KL.
     ``options`` are rooms of `RunConfig` (``length={"target": 64}``, ``grpo={...}``, ``stages=[...]``). ``run``
     names a folder for metrics, rollouts and checkpoints; without one nothing is written. Raises `UserError`.
     """
@@ -143,10 +143,12 @@ def train_grpo(
             if left_out := what_is_left_out(config.stages):
                 shown.note(left_out)
             trainer = Trainer(policy, config, run=folder, progress=shown)
-            if config.stopping:
+            if config.stopping and config.stopping.when == "before":
                 trainer.stopping(examples, examples, config.stopping)
             for stage in config.stages:
                 trainer.stage(stage, examples)
+            if config.stopping and config.stopping.when == "after":
+                trainer.stopping(examples, examples, config.stopping)
     finally:
         if folder:
             folder.close()

@@ -34,7 +34,7 @@ from mlx_sumrl.rollouts.types import NoSamplerError
 from mlx_sumrl.training.peak_rate import with_rate
 from mlx_sumrl.training.preparation import Prepared, prepare
 from mlx_sumrl.training.stages import laid_under, what_is_left_out
-from mlx_sumrl.training.trainer import Trainer
+from mlx_sumrl.training.trainer import STOPPING, Trainer
 from recipes.cluster_rollouts import HELP, rollouts_from
 from recipes.exporting import begin, export, how_to_share
 from recipes.opened_run import opened
@@ -107,7 +107,7 @@ def the_job(
 
     if config.sft:
         trainer.sft(prepared.taught, config.sft)
-    if config.stopping:
+    if config.stopping and config.stopping.when == "before":
         trainer.stopping(prepared.shortened, prepared.train, config.stopping)
     evaluations = {"before": evaluated("before", config, run, policy, prepared.held_out, progress)}
     if config.evaluation.length_matched_baseline:
@@ -117,6 +117,9 @@ def the_job(
     for stage in config.stages:
         trainer.stage(stage, prepared.train)
         evaluations[stage.name] = evaluated(stage.name, config, run, policy, prepared.held_out, progress)
+    if config.stopping and config.stopping.when == "after":
+        trainer.stopping(prepared.shortened, prepared.train, config.stopping)
+        evaluations[STOPPING] = evaluated(STOPPING, config, run, policy, prepared.held_out, progress)
 
     exported = export(policy, config, run.path, trainer.state.step)
     page = leave_report(run.path, config.report, progress.note)
@@ -160,6 +163,12 @@ def evaluated(
     return result
 
 
+def passed(config: RunConfig) -> list[str]:
+    """The phases after which the policy is evaluated, in their order."""
+    after = config.stopping is not None and config.stopping.when == "after"
+    return [*(stage.name for stage in config.stages), *([STOPPING] if after else [])]
+
+
 def report(
     config: RunConfig,
     run: RunFolder,
@@ -171,19 +180,19 @@ def report(
     console = Console()
     known = {name: evaluation for name, evaluation in evaluations.items() if evaluation is not None}
     if known:
-        stages = [{"name": stage.name, **known[stage.name].summary} for stage in config.stages]
+        stages = [{"name": name, **known[name].summary} for name in passed(config)]
         final: dict[str, Any] = {"before": known["before"].summary, "stages": stages}
         final["after"] = stages[-1] if stages else known["before"].summary
         if "length-matched" in known:
             final["length_matched"] = known["length-matched"].summary
         run.write_json("evaluation/final.json", final)
         title = f"{len(known['before'].rows)} held-out rows, target {config.length}"
-        labels = {stage.name: f"after {stage.name}" for stage in config.stages}
+        labels = {name: f"after {name}" for name in passed(config)}
         console.print(comparison_table({labels.get(name, name): one for name, one in known.items()}, title))
         missing = known["before"].meteor_missing
         if missing:
             console.print(f"no METEOR: {missing}", highlight=False)
-        last = known[config.stages[-1].name] if config.stages else known["before"]
+        last = known[passed(config)[-1]] if passed(config) else known["before"]
         for row in last.rows[: config.evaluation.samples]:
             console.print(f"\n[bold]{row.id}[/bold], {row.length} {last.unit}", highlight=False)
             console.print("text:      " + " ".join(row.document.split())[:400], markup=False, highlight=False)

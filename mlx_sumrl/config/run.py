@@ -54,7 +54,7 @@ class RunConfig(NamedRunConfig):
     sampling: SamplingConfig = SamplingConfig()
     sft: SftConfig | None = None
     stopping: StoppingConfig | None = None
-    """Learning when to stop, after `sft` and before the stages; null leaves it out."""
+    """Learning when to stop, after `sft` and before the stages, or after these; null leaves it out."""
     grpo: GrpoConfig = GrpoConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     stages: tuple[StageConfig, ...] = ()

@@ -113,11 +113,14 @@ class StoppingOptimizerConfig(OptimizerConfig):
 
 
 class StoppingConfig(Room):
-    """Learning when to stop, and nothing else, before any reinforcement: see mlx_sumrl.training.stopping.
+    """Learning when to stop, and nothing else: see mlx_sumrl.training.stopping.
 
-    For lengths in tokens. After it a policy counts, and knows the number it was told; rewards then teach its texts to
-    end there."""
+    For lengths in tokens. Before the stages, a policy comes to count and to know the number it was told, and rewards
+    teach its texts to end there; after them, what they have taught is kept, and brought within the length where it is
+    not."""
 
+    when: Literal["before", "after"] = "before"
+    """Before the stages or after them."""
     steps: int = Field(default=300, gt=0)
     """Optimiser steps."""
     batch_size: int = Field(default=24, gt=0)

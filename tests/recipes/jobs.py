@@ -41,10 +41,13 @@ class Job:
         trainer = self.trainer(sampler)
         if self.config.sft:
             trainer.sft(self.prepared.taught, self.config.sft)
-        if self.config.stopping:
-            trainer.stopping(self.prepared.shortened, self.prepared.train, self.config.stopping)
+        stopping = self.config.stopping
+        if stopping and stopping.when == "before":
+            trainer.stopping(self.prepared.shortened, self.prepared.train, stopping)
         for stage in self.config.stages:
             trainer.stage(stage, self.prepared.train)
+        if stopping and stopping.when == "after":
+            trainer.stopping(self.prepared.shortened, self.prepared.train, stopping)
         return self.metrics()
 
     def metrics(self) -> list[dict[str, Any]]:

@@ -221,6 +221,23 @@ def test_without_held_out_rows_it_trains_and_exports(program: Program, rows: Non
     load_policy(str(job.run / "base"), adapter=str(job.run / "export" / "adapter"))
 
 
+def test_when_to_stop_is_learned_after_the_stages(program: Program, rows: None, tmp_path: Path) -> None:
+    stopping = {"steps": 2, "batch_size": 4, "when": "after"}
+    changes = {"sft": None, "stopping": stopping, "stages": [{**STAGES[0], "steps": 3}]}
+    ended = program("grpo_staged", "--config", write_options(tmp_path, tiny_job(changes)))
+    assert ended.code == 0, ended.err
+    run = tmp_path / "runs" / "job"
+    final = json.loads((run / "evaluation" / "final.json").read_text())
+    names = [stage["name"] for stage in final["stages"]]
+    assert names == [STAGES[0]["name"], "stopping"]
+    assert final["after"]["rows"] == 6
+    assert "after stopping" in " ".join(ended.out.split())
+    assert (run / "export" / "model").is_dir()
+    again = program("grpo_staged", "--resume", str(run))
+    assert again.code == 0, "nothing is left to do"
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 3 + 2
+
+
 def test_the_length_matched_baseline(program: Program, rows: None, tmp_path: Path) -> None:
     """The untrained policy made to write exactly the target: never finished, always that long."""
     changes = {**CHANGES, "stages": STAGES[:1], "evaluation": {"length_matched_baseline": True, "samples": 0}}

@@ -214,6 +214,16 @@ def test_a_phase_before_the_stages_with_documents_cut_short(tmp_path: Path) -> N
     assert rows[2]["stopping/drift"] > 1e-4
 
 
+def test_or_after_the_stages(tmp_path: Path) -> None:
+    job = counting(tmp_path, stopping={"steps": 2, "batch_size": 4, "max_prompt_tokens": 24, "when": "after"})
+    rows = job.train()
+    assert [row["stage"] for row in rows] == ["only"] * 3 + ["stopping"] * 2
+    assert rows[3]["stopping/drift"] == pytest.approx(0, abs=1e-5), "from what the stages have taught"
+    again = job.trainer()
+    assert again.restore()
+    assert again.state.phases_done == ["only", "stopping"]
+
+
 def test_going_on_in_the_middle_is_the_same_run(tmp_path: Path) -> None:
     whole = counting(tmp_path / "whole", checkpoint={"every": 2})
     whole.train()

@@ -160,6 +160,8 @@ def test_the_shipped_study(monkeypatch: pytest.MonkeyPatch) -> None:
         }
         assert quality == {"meteor", "rougeL"}
     by_method = {run.method: run.config.stages for run in runs}
+    assert by_method["polished"] == by_method["separate"]
+    assert {run.method for run in runs if run.config.stopping} == {"polished"}
     paid = {
         name: {one.label for one in stages[-1].rewards if one.weight} for name, stages in by_method.items()
     }
@@ -170,6 +172,7 @@ def test_the_shipped_study(monkeypatch: pytest.MonkeyPatch) -> None:
         "joint": {"length", *quality},
         "staged_gated": {"length", "repetition", *quality},
         "separate": {"length", "within", "in_time", "repetition", *quality},
+        "polished": {"length", "within", "in_time", "repetition", *quality},
         "constrained": {"length", "repetition", "within", *quality},
     }
     assert {one.label for one in by_method["staged_gated"][-1].rewards if one.gate} == quality
@@ -207,5 +210,5 @@ def test_the_shipped_study_of_three_kinds(tmp_path: Path, monkeypatch: pytest.Mo
         if one.set != "validation":  # DialogSum's own splits share rows
             assert not held & trained
     runs = [one.run for one in plan.subjects if one.run is not None]
-    assert {run.method for run in runs} == {"separate", "published", "joint", "constrained"}
+    assert {run.method for run in runs} == {"separate", "polished", "published", "joint", "constrained"}
     assert all(run.config.data.instruction == "{instruction}\n\n{document}" for run in runs)

@@ -19,6 +19,7 @@ import pytest
 from mlx_sumrl.errors import UserError
 from mlx_sumrl.options.tree import merged
 from recipes.study import main
+from recipes.study_work import threads_of
 
 from .programs import VOWELS, start, tiny_job, write_options
 
@@ -117,6 +118,8 @@ def environment() -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("NLTK_DATA", raising=False)  # METEOR takes its seconds elsewhere
         patch.setenv("COLUMNS", "100")
+        for name, value in threads_of(2).items():  # as two at once have: other threads are other bits
+            patch.setenv(name, value)
         yield
 
 

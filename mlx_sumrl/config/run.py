@@ -113,7 +113,5 @@ class RunConfig(NamedRunConfig):
             raise ValueError(f"two stages have the same name ({', '.join(names)}); give each its own")
         for name in ("sft", "stopping"):
             if name in names:
-                raise ValueError(
-                    f"a stage cannot be named {name!r}: that is a supervised phase before the stages"
-                )
+                raise ValueError(f"a stage cannot be named {name!r}: that is a supervised phase")
         return self

@@ -15,7 +15,7 @@ import re
 import regex
 
 _CLOSING = r"\"'”’»)\]）】」』"  # noqa: RUF001
-_END_MARKS = ".!?…。！？｡"  # noqa: RUF001
+END_MARKS = ".!?…。！？｡"  # noqa: RUF001
 _END = regex.compile(rf"(?:[.!?…]+[{_CLOSING}]*(?=\s)|[。！？｡]+[{_CLOSING}]*)\s*")  # noqa: RUF001
 _BEGINNING = regex.compile(r"[\"'“‘«(\[¿¡「『#@*\-–—•]*[\p{Lu}\p{Lt}\p{Lo}\p{Nd}]")  # noqa: RUF001
 _LAST_WORD = regex.compile(r"[\p{L}\p{M}.]+\.$")
@@ -104,4 +104,4 @@ def _is_end(sentence: str, rest: str) -> bool:
 def ends_sentence(text: str) -> bool:
     """Whether ``text`` ends where a sentence does: with an end mark, whatever closes behind it."""
     bare = text.rstrip().rstrip(_CLOSING.replace("\\", "")).rstrip()
-    return bare[-1:] in _END_MARKS and bare != ""
+    return bare[-1:] in END_MARKS and bare != ""

@@ -148,8 +148,11 @@ def _method(config: RunConfig | SftRunConfig) -> str:
         return f"supervised fine-tuning{how}"
     stages = " and ".join(stage.name for stage in config.stages)
     first = "supervised fine-tuning, then " if config.sft else ""
-    first += "learning when to stop, then " if config.stopping else ""
-    return f"{first}GRPO{how}" + (f" (stages: {stages})" if stages else "")
+    rewarded = f"GRPO{how}" + (f" (stages: {stages})" if stages else "")
+    if config.stopping is None:
+        return first + rewarded
+    phases = ["learning when to stop", *([rewarded] if stages else [])]
+    return first + ", then ".join(phases if config.stopping.when == "before" else phases[::-1])
 
 
 def _data_table(known: Provenance) -> str:

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mlx_sumrl.metrics.sentences import ends_sentence
+from mlx_sumrl.metrics.sentences import END_MARKS, ends_sentence
 from mlx_sumrl.rewards.reward import score_each
 from mlx_sumrl.rollouts.types import Group
 
-_ROW = re.compile(r"[.!?…。！？｡](?:\s*[.!?…。！？｡]){3,}\W*$")  # noqa: RUF001
+_ROW = re.compile(rf"[{END_MARKS}](?:\s*[{END_MARKS}]){{3,}}\W*$")
 
 
 @dataclass(frozen=True, slots=True)

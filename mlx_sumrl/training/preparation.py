@@ -95,10 +95,12 @@ def check_context(config: RunConfig, policy: Policy) -> None:
         return
     prompt, text = config.data.max_prompt_tokens, text_tokens(config.length)
     if policy.context is not None and prompt + text > policy.context:
+        left = policy.context - text
+        way_out = f"set --data.max_prompt_tokens {left}, or leave" if left > 0 else "leave"
         raise UserError(
             f"data.max_prompt_tokens {prompt} and the texts that stopping is learned from, longer than {config.length} "
-            f"({text} tokens), make {prompt + text} tokens, and {policy.source} reads {policy.context}: set "
-            f"--data.max_prompt_tokens {policy.context - text}, or leave `stopping` out"
+            f"({text} tokens), make {prompt + text} tokens, and {policy.source} reads {policy.context}: {way_out} "
+            "`stopping` out"
         )
 
 

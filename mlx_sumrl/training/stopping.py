@@ -96,7 +96,9 @@ def stopping_gradient(
 
     ``length`` is what a prompt without a target of its own asks for. ``sums`` has the number of decisions (``tokens``),
     in how many of them the more probable was the right one (``right``), their cross-entropy in nats (``nats``), and by
-    how much words have drifted (``drift``, the sum of |log c - log c_ref|). The policy needs its reference.
+    how much words have drifted (``drift``, the sum of |log c - log c_ref|). All at temperature 1.
+
+    Raises `UserError` where no example has a summary, and RuntimeError where full training has no reference.
     """
     texts = running_texts(policy, examples, text_tokens(length))
     labels = [
@@ -106,7 +108,6 @@ def stopping_gradient(
     rows: list[Row] = [(example.prompt_ids, text) for example, text in zip(examples, texts, strict=True)]
     decisions = sum(map(len, labels))
     in_pieces, stop_ids = policy.options.gradient_checkpointing, sorted(policy.stop_ids)
-
     head = HeadOptions(policy.options.logits_mb * 1_000_000)
 
     def batch(part: list[int]) -> MicroBatch:

@@ -143,11 +143,13 @@ class Trainer:
         first = not [name for name in self.state.phases_done if name not in SUPERVISED]
         fresh_optimizer = stage.optimizer == "fresh" or (first and bool(self.state.phases_done))
         anchored = options.beta > 0
-        if not anchored:
-            self.policy.reference = None  # of the phase before
         fresh_reference = anchored and (first or stage.reference == "fresh")
         if not self._enter(stage.name, fresh_optimizer, fresh_reference):
             return
+        if not anchored:
+            self.policy.reference = (
+                None  # of the phase before; not of one after this stage that is gone on with
+            )
 
         self.sampler.publish(self.state.policy_version)
 

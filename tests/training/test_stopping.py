@@ -20,6 +20,7 @@ from mlx_sumrl.data.example import Example
 from mlx_sumrl.errors import UserError
 from mlx_sumrl.metrics.sentences import ends_sentence
 from mlx_sumrl.policy.policy import Policy, Weights
+from mlx_sumrl.reporting.model_card import _method
 from mlx_sumrl.training.loss import decision_logprobs
 from mlx_sumrl.training.stopping import (
     running_texts,
@@ -28,6 +29,7 @@ from mlx_sumrl.training.stopping import (
     stopping_gradient,
     text_tokens,
 )
+from mlx_sumrl.training.trainer import Trainer
 from tests.families import tokenizer
 from tests.recipes.jobs import Job
 from tests.recipes.programs import tiny_job
@@ -137,8 +139,8 @@ def plainly(
         stop, words = stop_and_words(example, text)
         label = stop_labels(sentence_ends(policy.tokenizer, text), length.asked(example.target))
         decided = mx.where(mx.array(label), stop, 1 - stop)
-        moved = anchor * ((words - held_T) ** 2).sum() / 2
-        return (moved - mx.log(decided).sum()) / count, (decided > 0.5).sum()
+        drifted = anchor * ((words - held_T) ** 2).sum() / 2
+        return (drifted - mx.log(decided).sum()) / count, (decided > 0.5).sum()
 
     total, gradient = 0.0, None
     for example, text, held_T in zip(examples, texts, held, strict=True):
@@ -224,28 +226,42 @@ def test_or_after_the_stages(tmp_path: Path) -> None:
     assert again.state.phases_done == ["only", "stopping"]
 
 
-def test_going_on_in_the_middle_is_the_same_run(tmp_path: Path) -> None:
-    whole = counting(tmp_path / "whole", checkpoint={"every": 2})
+@pytest.mark.parametrize(("when", "cut_at"), [("before", 3), ("after", 6)])
+def test_going_on_in_the_middle_is_the_same_run(tmp_path: Path, when: str, cut_at: int) -> None:
+    """Of full tuning without a KL term, whose reference is this phase's alone."""
+    options = {"steps": 3, "batch_size": 4, "max_prompt_tokens": 24, "when": when}
+    whole = counting(tmp_path / "whole", checkpoint={"every": 1}, stopping=options)
     whole.train()
-    stopped = counting(tmp_path / "stopped", checkpoint={"every": 2})
+    stopped = counting(tmp_path / "stopped", checkpoint={"every": 1}, stopping=options)
+    assert (stopped.config.policy.tuning, stopped.config.grpo.beta) == ("full", 0)
 
     class CutError(Exception):
         pass
 
-    def cut(name: str, metrics: Any, seconds: float) -> None:
-        if trainer.state.step == 3:  # the last step of the phase; a checkpoint was written after the second
-            raise CutError
+    class Cut(Trainer):
+        def _log(self, name: str, metrics: Any, seconds: float) -> None:
+            if (
+                self.state.step == cut_at
+            ):  # the last step of the phase; a checkpoint was written after the one before
+                raise CutError
+            super()._log(name, metrics, seconds)
 
-    trainer = stopped.trainer()
-    trainer._log = cut  # type: ignore[method-assign]
-    with pytest.raises(CutError):
-        trainer.stopping(stopped.prepared.shortened, stopped.prepared.train, stopped.config.stopping)  # type: ignore[arg-type]
-    again = stopped.trainer()
-    assert again.restore()
-    assert again.state.step == 2
-    assert stopped.config.stopping is not None
-    again.stopping(stopped.prepared.shortened, stopped.prepared.train, stopped.config.stopping)
-    again.stage(stopped.config.stages[0], stopped.prepared.train)
+    def cut(sampler: Any = None) -> Trainer:
+        return Cut(stopped.policy, stopped.config, run=stopped.run)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stopped, "trainer", cut)
+        with pytest.raises(CutError):
+            stopped.train()
+
+    def go_on(sampler: Any = None) -> Trainer:
+        again = Trainer(stopped.policy, stopped.config, run=stopped.run)
+        assert again.restore()
+        assert (again.state.step, again.state.phase) == (cut_at - 1, "stopping")
+        return again
+
+    stopped.trainer = go_on  # type: ignore[method-assign]
+    stopped.train()
     found, expected = stopped.policy.weights(), whole.policy.weights()
     assert all(mx.array_equal(found[name], expected[name]).item() for name in expected)
 
@@ -270,6 +286,31 @@ def test_a_policy_learns_to_count(tmp_path: Path) -> None:
     assert within() < 0.5
     job.train()
     assert within() == 1.0
+
+
+def test_the_share_of_a_rate_is_a_share_of_the_run_s(tmp_path: Path) -> None:
+    paid = [{"kind": "length"}]
+    half = {"name": "only", "steps": 1, "rewards": paid, "learning_rate_share": 0.5}
+    job = Job(tmp_path, {"stages": [half], "optimizer": {"learning_rate": 4e-3, "warmup_steps": 0}})
+    assert job.train()[0]["learning_rate"] == pytest.approx(2e-3)
+    with pytest.raises(
+        ValidationError, match=r"learning_rate 0\.1 and learning_rate_share 0\.5, .* leave one"
+    ):
+        RunConfig.model_validate(tiny_job({"stages": [{**half, "learning_rate": 0.1}]}))
+
+
+@pytest.mark.parametrize(
+    ("when", "stages", "said"),
+    [
+        ("before", True, "learning when to stop, then GRPO (stages: only)"),
+        ("after", True, "GRPO (stages: only), then learning when to stop"),
+        ("after", False, "learning when to stop"),
+    ],
+)
+def test_the_model_card_tells_them_in_their_order(when: str, stages: bool, said: str) -> None:
+    only = [{"name": "only", "steps": 1, "rewards": [{"kind": "length"}]}]
+    options = {"sft": None, "stopping": {"steps": 1, "when": when}, "stages": only if stages else []}
+    assert _method(RunConfig.model_validate(tiny_job(options))) == said
 
 
 def test_what_it_cannot_teach_is_refused(tmp_path: Path) -> None:

@@ -106,6 +106,14 @@ def path_of(name: str) -> str:
     return str(ROOT / "recipes" / "configs" / f"{name}.yaml")
 
 
+@pytest.fixture
+def rewards_there(file: Path, request: pytest.FixtureRequest) -> None:
+    """WordNet, for a file whose own stages pay for METEOR."""
+    if "meteor" in file.read_text():
+        request.getfixturevalue("wordnet")
+
+
+@pytest.mark.usefixtures("rewards_there")
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
 class TestEveryConfig:
     def test_it_is_a_run_with_its_own_name(self, file: Path, parse: Parse) -> None:

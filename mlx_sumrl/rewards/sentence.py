@@ -1,6 +1,7 @@
 """A reward for texts that end where a sentence does: whoever is paid for a length alone stops in the middle of one.
 
-A row of end marks ends nothing: paid for any, a policy filled the length with ``!!!!!!``, which ROUGE does not see.
+A row of end marks ends nothing: paid for any, a policy filled the length with ``!!!!!!``, which ROUGE does not see;
+and paid where only the last may be no row, with ``#Person1# agrees...... #Person2# agrees.``
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from mlx_sumrl.rewards.reward import score_each
 from mlx_sumrl.rollouts.types import Group
 
 _ROW = re.compile(rf"[{END_MARKS}](?:\s*[{END_MARKS}]){{3,}}\W*$")
+_ROW_BEFORE = re.compile(rf"[{END_MARKS}](?:\s*[{END_MARKS}])+(?=\W*\w)")
 
 
 @dataclass(frozen=True, slots=True)
 class EndsSentenceReward:
-    """1 where a completion stopped by itself, at the end of a sentence; else 0."""
+    """1 where a completion stopped by itself, at the end of a sentence, with no row of end marks before; else 0."""
 
     name: str
 
@@ -34,5 +36,5 @@ class EndsSentenceReward:
 
 
 def whole(text: str) -> bool:
-    """Whether ``text`` ends with an end mark, or three at most (``?!``, ``...``) in a row."""
-    return ends_sentence(text) and _ROW.search(text) is None
+    """Whether ``text`` ends with an end mark, or three at most (``?!``, ``...``) in a row, and has no row before."""
+    return ends_sentence(text) and _ROW.search(text) is None and _ROW_BEFORE.search(text) is None

@@ -22,6 +22,9 @@ from mlx_sumrl.rewards.scoring import build_rewards
         ("Ben is late...", "stop", 1),
         ("Ben is late!!!!!!!!!!", "stop", 0),
         ('Ben is "late ! ! ! !"', "stop", 0),
+        ("Ben agrees...... Anna agrees.", "stop", 0),
+        ("Ben agrees. . Anna agrees.", "stop", 0),
+        ("At 3.5 p.m. Ben says: 'Late!' Anna agrees.", "stop", 1),
         ("Ben is late.", "length", 0),  # cut there: it might have gone on
     ],
 )

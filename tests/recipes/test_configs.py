@@ -254,7 +254,13 @@ class TestRedditPosts:
 def test_every_file_is_looked_at_here() -> None:
     """But for the studies' and what they prepare, which tests of `recipes.study` look at."""
     others = [file for file in FILES if recipe_of(file) in ("study", "prepare")]
-    assert [file.stem for file in others] == ["study", "study_three_kinds", "three_kinds"]
+    assert [file.stem for file in others] == [
+        "study",
+        "study_articles",
+        "study_posts",
+        "study_three_kinds",
+        "three_kinds",
+    ]
     assert sorted([*CONFIGS, *LAPTOPS, *others]) == FILES
 
 

@@ -161,7 +161,7 @@ def test_the_shipped_study(monkeypatch: pytest.MonkeyPatch) -> None:
         assert quality == {"meteor", "rougeL"}
     by_method = {run.method: run.config.stages for run in runs}
     assert by_method["polished"] == by_method["separate"]
-    assert {run.method for run in runs if run.config.stopping} == {"polished"}
+    assert {run.method for run in runs if run.config.stopping} == {"polished", "cooled"}
     paid = {
         name: {one.label for one in stages[-1].rewards if one.weight} for name, stages in by_method.items()
     }
@@ -170,6 +170,7 @@ def test_the_shipped_study(monkeypatch: pytest.MonkeyPatch) -> None:
         "length_only": {"length"},
         "published": quality,
         "joint": {"length", *quality},
+        "cooled": {"length", "repetition", *quality},
         "staged_gated": {"length", "repetition", *quality},
         "separate": {"length", "within", "in_time", "repetition", *quality},
         "polished": {"length", "within", "in_time", "repetition", *quality},
@@ -212,3 +213,25 @@ def test_the_shipped_study_of_three_kinds(tmp_path: Path, monkeypatch: pytest.Mo
     runs = [one.run for one in plan.subjects if one.run is not None]
     assert {run.method for run in runs} == {"separate", "polished", "published", "joint", "constrained"}
     assert all(run.config.data.instruction == "{instruction}\n\n{document}" for run in runs)
+
+
+@pytest.mark.usefixtures("wordnet", "shared")
+@pytest.mark.parametrize(("name", "file", "rows"), [("posts", "tldr", 1200), ("articles", "scitldr", 1692)])
+def test_the_shipped_studies_of_one_other_kind(
+    name: str, file: str, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All rows but the last 300 are trained on; those are measured, in the words that the model was taught."""
+    monkeypatch.chdir(ROOT)
+    plan = shipped(f"study_{name}")
+    (measured,) = plan.subjects[0].measurements
+    data = EvaluateConfig.model_validate(tree.completed(EvaluateConfig, measured.options)).data
+    runs = [one.run for one in plan.subjects if one.run is not None]
+    assert {run.method for run in runs} == {"cooled", "separate", "published", "joint", "constrained"}
+    column = data.document_column
+    held = [str(row.fields[column]) for row in config_rows(data, "evaluation", 0).rows]
+    for run in runs:
+        trained = [str(row.fields[column]) for row in config_rows(run.config.data, "train", 0).rows]
+        assert (len(trained), len(held)) == (rows, 300)
+        lines = (SHARED / "data" / f"{file}.train.jsonl").read_text().splitlines()
+        assert [*trained, *held] == [json.loads(line)[column] for line in lines]
+        assert run.config.data.instruction == data.instruction

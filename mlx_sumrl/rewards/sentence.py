@@ -17,8 +17,9 @@ from mlx_sumrl.metrics.sentences import END_MARKS, ends_sentence
 from mlx_sumrl.rewards.reward import score_each
 from mlx_sumrl.rollouts.types import Group
 
-_ROW = re.compile(rf"[{END_MARKS}](?:\s*[{END_MARKS}]){{3,}}\W*$")
-_ROW_BEFORE = re.compile(rf"[{END_MARKS}](?:\s*[{END_MARKS}])+(?=\W*\w)")
+# Possessive, since a text may be hundreds of marks: giving back what was matched would take cubic time, and never help.
+_ROW_AT_END = re.compile(rf"[{END_MARKS}](?:\s*[{END_MARKS}]){{3,}}+\W*+$")
+_ROW_BEFORE = re.compile(rf"[{END_MARKS}]\s*[{END_MARKS}](?=\W*+\w)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,4 +38,4 @@ class EndsSentenceReward:
 
 def whole(text: str) -> bool:
     """Whether ``text`` ends with an end mark, or three at most (``?!``, ``...``) in a row, and has no row before."""
-    return ends_sentence(text) and _ROW.search(text) is None and _ROW_BEFORE.search(text) is None
+    return ends_sentence(text) and _ROW_AT_END.search(text) is None and _ROW_BEFORE.search(text) is None

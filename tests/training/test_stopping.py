@@ -240,9 +240,8 @@ def test_going_on_in_the_middle_is_the_same_run(tmp_path: Path, when: str, cut_a
 
     class Cut(Trainer):
         def _log(self, name: str, metrics: Any, seconds: float) -> None:
-            if (
-                self.state.step == cut_at
-            ):  # the last step of the phase; a checkpoint was written after the one before
+            # The last step of the phase; a checkpoint was written after the one before.
+            if self.state.step == cut_at:
                 raise CutError
             super()._log(name, metrics, seconds)
 

@@ -161,7 +161,7 @@ def test_the_shipped_study(monkeypatch: pytest.MonkeyPatch) -> None:
         assert quality == {"meteor", "rougeL"}
     by_method = {run.method: run.config.stages for run in runs}
     assert by_method["polished"] == by_method["separate"]
-    assert {run.method for run in runs if run.config.stopping} == {"polished", "cooled"}
+    assert {run.method for run in runs if run.config.stopping} == {"polished", "cooled", "decoupled"}
     paid = {
         name: {one.label for one in stages[-1].rewards if one.weight} for name, stages in by_method.items()
     }
@@ -170,6 +170,7 @@ def test_the_shipped_study(monkeypatch: pytest.MonkeyPatch) -> None:
         "length_only": {"length"},
         "published": quality,
         "joint": {"length", *quality},
+        "decoupled": {"length", "repetition", *quality},
         "cooled": {"length", "repetition", *quality},
         "staged_gated": {"length", "repetition", *quality},
         "separate": {"length", "within", "in_time", "repetition", *quality},
@@ -183,6 +184,8 @@ def test_the_shipped_study(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {name for name, paid_for in credit.items() if paid_for == "stop"} == {"length", "within"}
     assert "all" not in credit.values()
     assert by_method["constrained"][-1].constraint is not None
+    each = {run.method for run in runs if run.config.grpo.normalize_rewards == "each"}
+    assert each == {"decoupled"}
 
 
 @pytest.mark.usefixtures("wordnet", "shared")
@@ -226,7 +229,7 @@ def test_the_shipped_studies_of_one_other_kind(
     (measured,) = plan.subjects[0].measurements
     data = EvaluateConfig.model_validate(tree.completed(EvaluateConfig, measured.options)).data
     runs = [one.run for one in plan.subjects if one.run is not None]
-    assert {run.method for run in runs} == {"cooled", "separate", "published", "joint", "constrained"}
+    assert {run.method for run in runs} == {"decoupled", "cooled", "separate", "published", "joint", "constrained"}
     column = data.document_column
     held = [str(row.fields[column]) for row in config_rows(data, "evaluation", 0).rows]
     for run in runs:

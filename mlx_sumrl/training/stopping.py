@@ -48,11 +48,12 @@ TAIL = 4
 def stop_labels(ends: Sequence[bool], length: LengthConfig) -> NDArray[np.bool_]:
     """Whether to stop before each of T tokens, from whether a sentence ends there (``ends``). Shape [T].
 
-    Right is the first end of a sentence that is within what is allowed by a token, and where there is none, two tokens
-    before what is allowed ends: who miscounts a little is within all the same.
+    Right is the first end of a sentence that is within what is allowed by two tokens, and where there is none, two
+    tokens before what is allowed ends: who miscounts a little is within all the same. (By one token, all summaries
+    that missed 64 ± 5 were too short: 27 of 600 dialogues.)
     """
     written_T = np.arange(len(ends))
-    soon = length.target - max(length.allowed - 1, 0)
+    soon = length.target - max(length.allowed - 2, 0)
     late = length.target + max(length.allowed - 2, 0)
     right_T: NDArray[np.bool_] = (written_T >= late) | ((written_T >= soon) & np.asarray(ends, bool))
     return right_T

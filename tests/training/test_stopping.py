@@ -47,10 +47,10 @@ def marks(*places: int, tokens: int) -> list[bool]:
 
 def test_labels_by_hand() -> None:
     length = LengthConfig(target=10, tolerance=4)
-    # Right are 6 to 14 tokens: a sentence's end after 7 or more, and 12 in any case.
-    found = stop_labels(marks(3, 6, 8, tokens=15), length)
-    assert np.flatnonzero(found).tolist() == [8, 12, 13, 14]
-    assert np.flatnonzero(stop_labels(marks(7, tokens=9), length)).tolist() == [7]
+    # Right are 6 to 14 tokens: a sentence's end after 8 or more, and 12 in any case.
+    found = stop_labels(marks(3, 6, 7, 9, tokens=15), length)
+    assert np.flatnonzero(found).tolist() == [9, 12, 13, 14]
+    assert np.flatnonzero(stop_labels(marks(8, tokens=9), length)).tolist() == [8]
     assert np.flatnonzero(stop_labels(marks(tokens=14), length)).tolist() == [12, 13]
     exact = LengthConfig(target=10, tolerance=0)
     assert np.flatnonzero(stop_labels(marks(9, tokens=12), exact)).tolist() == [10, 11]
@@ -67,7 +67,7 @@ def test_whoever_decides_so_is_within(target: int, tolerance: int, share: float,
     first = int(np.argmax(stop_labels(ends, length)))
     assert abs(first - target) <= length.allowed
     assert ends[first] or first == target + max(length.allowed - 2, 0)
-    assert not any(ends[max(target - length.allowed + 1, 0) : first])
+    assert not any(ends[max(target - max(length.allowed - 2, 0), 0) : first])
 
 
 def test_sentences_end_where_the_text_so_far_does() -> None:

@@ -2,9 +2,8 @@
 
 What stands here won the study of ``docs/study.md`` (`decoupled` in ``recipes/configs/study.yaml``; a test holds
 that both are the same): the length and quality from the first step, each reward normalised within its group by itself,
-so that quality is not drowned by the length, which varies most until it is met; the same near temperature 0, where the
-loops are that greedy decoding falls into, with a price on them; and then when to stop, which is taught and not paid for.
-Where that cannot be taught, `constrained` is what won among the others: quality, a price for repeats, and the share
+so that quality is not drowned by the length, which varies most until it is met; the same near temperature 0, where
+greedy decoding's loops are, with a price on them; and then when to stop, which is taught and not paid for. Where that cannot be taught, `constrained` is what won among the others: quality, a price for repeats, and the share
 within the asked length kept at a level by a weight that adapts. No stage of either is without the length or without
 quality, so `recipes.grpo_staged` and `recipes.grpo_joint` begin from the same.
 """

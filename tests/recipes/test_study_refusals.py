@@ -229,7 +229,14 @@ def test_the_shipped_studies_of_one_other_kind(
     (measured,) = plan.subjects[0].measurements
     data = EvaluateConfig.model_validate(tree.completed(EvaluateConfig, measured.options)).data
     runs = [one.run for one in plan.subjects if one.run is not None]
-    assert {run.method for run in runs} == {"decoupled", "cooled", "separate", "published", "joint", "constrained"}
+    assert {run.method for run in runs} == {
+        "decoupled",
+        "cooled",
+        "separate",
+        "published",
+        "joint",
+        "constrained",
+    }
     column = data.document_column
     held = [str(row.fields[column]) for row in config_rows(data, "evaluation", 0).rows]
     for run in runs:

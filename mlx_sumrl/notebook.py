@@ -117,7 +117,7 @@ def train_grpo(
     progress: Progress | None = None,
     **options: Any,
 ) -> None:
-    """GRPO, in place, through the stages of a curriculum, with ``stopping`` before or after them where that is given.
+    """GRPO, in place, through the stages of a curriculum, with ``stopping`` among them where that is given.
 
     Where ``stages`` is left out they are those of `recipes.grpo_staged`, with their temperature, rates and KL.
     ``options`` are rooms of `RunConfig` (``length={"target": 64}``, ``grpo={...}``, ``stages=[...]``). ``run``
@@ -143,12 +143,8 @@ def train_grpo(
             if left_out := what_is_left_out(config.stages):
                 shown.note(left_out)
             trainer = Trainer(policy, config, run=folder, progress=shown)
-            if config.stopping and config.stopping.when == "before":
-                trainer.stopping(examples, examples, config.stopping)
-            for stage in config.stages:
-                trainer.stage(stage, examples)
-            if config.stopping and config.stopping.when == "after":
-                trainer.stopping(examples, examples, config.stopping)
+            for phase in config.phases:
+                trainer.phase(phase, examples, examples)
     finally:
         if folder:
             folder.close()

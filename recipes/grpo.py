@@ -1,7 +1,7 @@
 """The whole job, shared by `recipes.grpo_staged` and `recipes.grpo_joint`: they differ in name alone, as long as a
 configuration does not bring stages of its own.
 
-prepare -> (supervised fine-tuning) -> evaluate -> each stage, evaluated after it -> export -> table and samples.
+prepare -> (supervised fine-tuning) -> evaluate -> each phase, evaluated after it -> export -> table and samples.
 With ``--resume runs/NAME`` every part that is already on disk is taken from there.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
-from mlx_sumrl.config import RunConfig
+from mlx_sumrl.config import Phase, RunConfig
 from mlx_sumrl.data.example import Example
 from mlx_sumrl.evaluation.evaluate import evaluate
 from mlx_sumrl.evaluation.results import Evaluation
@@ -34,7 +34,7 @@ from mlx_sumrl.rollouts.types import NoSamplerError
 from mlx_sumrl.training.peak_rate import with_rate
 from mlx_sumrl.training.preparation import Prepared, prepare
 from mlx_sumrl.training.stages import laid_under, what_is_left_out
-from mlx_sumrl.training.trainer import STOPPING, Trainer
+from mlx_sumrl.training.trainer import Trainer
 from recipes.cluster_rollouts import HELP, rollouts_from
 from recipes.exporting import begin, export, how_to_share
 from recipes.opened_run import opened
@@ -107,19 +107,17 @@ def the_job(
 
     if config.sft:
         trainer.sft(prepared.taught, config.sft)
-    if config.stopping and config.stopping.when == "before":
-        trainer.stopping(prepared.shortened, prepared.train, config.stopping)
+    begun, measured = split(config)
+    for phase in begun:
+        trainer.phase(phase, prepared.train, prepared.shortened)
     evaluations = {"before": evaluated("before", config, run, policy, prepared.held_out, progress)}
     if config.evaluation.length_matched_baseline:
         evaluations["length-matched"] = evaluated(
             "length-matched", config, run, policy, prepared.held_out, progress, forced=config.length.target
         )
-    for stage in config.stages:
-        trainer.stage(stage, prepared.train)
-        evaluations[stage.name] = evaluated(stage.name, config, run, policy, prepared.held_out, progress)
-    if config.stopping and config.stopping.when == "after":
-        trainer.stopping(prepared.shortened, prepared.train, config.stopping)
-        evaluations[STOPPING] = evaluated(STOPPING, config, run, policy, prepared.held_out, progress)
+    for phase in measured:
+        trainer.phase(phase, prepared.train, prepared.shortened)
+        evaluations[phase.name] = evaluated(phase.name, config, run, policy, prepared.held_out, progress)
 
     exported = export(policy, config, run.path, trainer.state.step)
     page = leave_report(run.path, config.report, progress.note)
@@ -163,10 +161,20 @@ def evaluated(
     return result
 
 
+def split(config: RunConfig) -> tuple[Sequence[Phase], Sequence[Phase]]:
+    """The phases before the policy is evaluated for the first time, and those after each of which it is again.
+
+    What is taught before the first stage counts as before.
+    """
+    phases = config.phases
+    stopping = config.stopping
+    begun = int(stopping is not None and stopping.when == "before" and phases[0] is stopping)
+    return phases[:begun], phases[begun:]
+
+
 def passed(config: RunConfig) -> list[str]:
     """The phases after which the policy is evaluated, in their order."""
-    after = config.stopping is not None and config.stopping.when == "after"
-    return [*(stage.name for stage in config.stages), *([STOPPING] if after else [])]
+    return [phase.name for phase in split(config)[1]]
 
 
 def report(

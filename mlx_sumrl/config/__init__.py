@@ -45,7 +45,7 @@ from mlx_sumrl.config.prepare import (
 from mlx_sumrl.config.rewards import Credit, GateConfig, RewardConfig, ScoringConfig
 from mlx_sumrl.config.rollouts import DEFAULT_LENGTH_UNIT, LengthConfig, LengthUnit, SamplingConfig
 from mlx_sumrl.config.room import Room
-from mlx_sumrl.config.run import EvaluationConfig, ReportingConfig, RunConfig
+from mlx_sumrl.config.run import EvaluationConfig, Phase, ReportingConfig, RunConfig
 from mlx_sumrl.config.small_laptop import BeforeAfterConfig, QuantizeRoom, SmallLaptopConfig
 from mlx_sumrl.config.stages import STEP_METRICS, ConstraintConfig, StageConfig, UntilConfig
 from mlx_sumrl.config.structured import Decoding, StructuredConfig
@@ -103,6 +103,7 @@ __all__ = [
     "LoraConfig",
     "MaskingConfig",
     "OptimizerConfig",
+    "Phase",
     "PolicyConfig",
     "PrepareConfig",
     "PriceConfig",

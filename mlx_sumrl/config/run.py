@@ -22,6 +22,9 @@ from mlx_sumrl.config.room import Room
 from mlx_sumrl.config.stages import StageConfig
 from mlx_sumrl.config.training import GrpoConfig, OptimizerConfig, SftConfig, StoppingConfig
 
+Phase = StageConfig | StoppingConfig
+"""What a run goes through, one after the other."""
+
 
 class ReportingConfig(TrackingConfig):
     """What the run writes down."""
@@ -54,7 +57,7 @@ class RunConfig(NamedRunConfig):
     sampling: SamplingConfig = SamplingConfig()
     sft: SftConfig | None = None
     stopping: StoppingConfig | None = None
-    """Learning when to stop, after `sft` and before the stages, or after these; null leaves it out."""
+    """Learning when to stop, after `sft` and before the stages, between two, or after them; null leaves it out."""
     grpo: GrpoConfig = GrpoConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     stages: tuple[StageConfig, ...] = ()
@@ -114,4 +117,19 @@ class RunConfig(NamedRunConfig):
         for name in ("sft", "stopping"):
             if name in names:
                 raise ValueError(f"a stage cannot be named {name!r}: that is a supervised phase")
+        if self.stopping and self.stopping.stage is not None and self.stopping.stage not in names:
+            raise ValueError(
+                f"stopping.stage {self.stopping.stage!r} is none of the stages ({', '.join(names) or 'there are none'})"
+            )
         return self
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """The stages, and `stopping` where there is some, in the order in which they are trained."""
+        if self.stopping is None:
+            return self.stages
+        after = self.stopping.when == "after"
+        place = len(self.stages) if after else 0
+        if self.stopping.stage is not None:
+            place = [stage.name for stage in self.stages].index(self.stopping.stage) + after
+        return (*self.stages[:place], self.stopping, *self.stages[place:])

@@ -83,9 +83,9 @@ class StageConfig(Room):
     """At which completions are drawn; `sampling.temperature` otherwise. A last stage near 0 trains what greedy decoding
     will write: loops that it falls into are hardly ever drawn at 1."""
     optimizer: Literal["fresh", "kept"] = "kept"
-    """Start with empty moments, or go on with those of the stage before."""
+    """Start with empty moments, or go on with those of the stage before; empty after a supervised phase."""
     reference: Literal["fresh", "kept"] = "kept"
-    """KL to the policy as this stage found it, or to that of the stage before."""
+    """KL to the policy as this stage found it, or to that of the stage before; fresh after a supervised phase."""
 
     def drawing(self, run: SamplingConfig) -> SamplingConfig:
         """How its completions are drawn: as ``run`` says, at the stage's own temperature."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -117,10 +117,14 @@ class StoppingConfig(Room):
 
     For lengths in tokens. Before the stages, a policy comes to count and to know the number it was told, and rewards
     teach its texts to end there; after them, what they have taught is kept, and brought within the length where it is
-    not."""
+    not. Between two, the second one begins within the length, and keeps it by its own samples."""
 
+    name: ClassVar[str] = "stopping"
+    """Of the phase, as a stage has one."""
     when: Literal["before", "after"] = "before"
-    """Before the stages or after them."""
+    """Before the stages or after them; before or after `stage` alone where it is given."""
+    stage: str | None = None
+    """Name of the stage that it comes before or after; null: of all of them."""
     steps: int = Field(default=300, gt=0)
     """Optimiser steps."""
     batch_size: int = Field(default=24, gt=0)

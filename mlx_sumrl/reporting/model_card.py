@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from mlx_sumrl.config import (
     RunConfig,
     SftRunConfig,
     SmallLaptopConfig,
+    StoppingConfig,
 )
 from mlx_sumrl.evaluation.results import Evaluation
 from mlx_sumrl.evaluation.table import comparison_markdown
@@ -146,13 +148,11 @@ def _method(config: RunConfig | SftRunConfig) -> str:
     how = {"full": "", "lora": " of LoRA adapters", "dora": " of DoRA adapters"}[config.policy.tuning]
     if isinstance(config, SftRunConfig):
         return f"supervised fine-tuning{how}"
-    stages = " and ".join(stage.name for stage in config.stages)
-    first = "supervised fine-tuning, then " if config.sft else ""
-    rewarded = f"GRPO{how}" + (f" (stages: {stages})" if stages else "")
-    if config.stopping is None:
-        return first + rewarded
-    phases = ["learning when to stop", *([rewarded] if stages else [])]
-    return first + ", then ".join(phases if config.stopping.when == "before" else phases[::-1])
+    said = ["supervised fine-tuning"] if config.sft else []
+    for stopping, phases in groupby(config.phases, lambda phase: isinstance(phase, StoppingConfig)):
+        stages = " and ".join(phase.name for phase in phases)
+        said.append("learning when to stop" if stopping else f"GRPO{how} (stages: {stages})")
+    return ", then ".join(said)
 
 
 def _data_table(known: Provenance) -> str:

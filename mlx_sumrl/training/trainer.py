@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 
-from mlx_sumrl.config import RunConfig, SftConfig, StageConfig, StoppingConfig
+from mlx_sumrl.config import Phase, RunConfig, SftConfig, StageConfig, StoppingConfig
 from mlx_sumrl.data.example import Example
 from mlx_sumrl.data.order import batch_indices
 from mlx_sumrl.policy.policy import Policy
@@ -48,8 +48,7 @@ from mlx_sumrl.training.stopping import stopping_gradient
 from mlx_sumrl.training.update import Guard, apply_update
 
 SFT = "sft"
-STOPPING = "stopping"
-SUPERVISED = (SFT, STOPPING)
+SUPERVISED = (SFT, StoppingConfig.name)
 """Names of the supervised phases; no stage may have one of them."""
 
 
@@ -108,6 +107,13 @@ class Trainer:
 
         self._steps(SFT, options.steps, step, met=lambda metrics: False)
 
+    def phase(self, phase: Phase, examples: Sequence[Example], shortened: Sequence[Example]) -> None:
+        """One of `RunConfig.phases`; does nothing where the run is past it. ``shortened`` as for `stopping`."""
+        if isinstance(phase, StoppingConfig):
+            self.stopping(shortened, examples, phase)
+        else:
+            self.stage(phase, examples)
+
     def stopping(
         self, shortened: Sequence[Example], examples: Sequence[Example], options: StoppingConfig
     ) -> None:
@@ -116,7 +122,7 @@ class Trainer:
         From ``shortened``, the same ``examples`` with their documents cut short, for `short_share` of the steps.
         """
         self.optimizer.options = options.optimizer
-        if not self._enter(STOPPING, fresh_optimizer=True, fresh_reference=True):
+        if not self._enter(options.name, fresh_optimizer=True, fresh_reference=True):
             return
         peak = peak_rate(options.optimizer, self.policy)
 
@@ -129,7 +135,7 @@ class Trainer:
             means = {f"stopping/{name}": sums[name] / decisions for name in ("right", "nats", "drift")}
             return {**self._update(gradient, rate), **means, "tokens": decisions}
 
-        self._steps(STOPPING, options.steps, step, met=lambda metrics: False)
+        self._steps(options.name, options.steps, step, met=lambda metrics: False)
 
     def stage(self, stage: StageConfig, examples: Sequence[Example]) -> None:
         """One stage of GRPO; does nothing where the run is past it."""
@@ -140,10 +146,11 @@ class Trainer:
         drawing = stage.drawing(config.sampling)
         sampling = Sampling.in_training(drawing)
         self.optimizer.options = config.optimizer
-        first = not [name for name in self.state.phases_done if name not in SUPERVISED]
-        fresh_optimizer = stage.optimizer == "fresh" or (first and bool(self.state.phases_done))
+        done = self.state.phases_done
+        taught = bool(done) and done[-1] in SUPERVISED  # moments and a reference of another loss
         anchored = options.beta > 0
-        fresh_reference = anchored and (first or stage.reference == "fresh")
+        fresh_optimizer = taught or stage.optimizer == "fresh"
+        fresh_reference = anchored and (taught or not done or stage.reference == "fresh")
         if not self._enter(stage.name, fresh_optimizer, fresh_reference):
             return
         if not anchored:

@@ -41,13 +41,8 @@ class Job:
         trainer = self.trainer(sampler)
         if self.config.sft:
             trainer.sft(self.prepared.taught, self.config.sft)
-        stopping = self.config.stopping
-        if stopping and stopping.when == "before":
-            trainer.stopping(self.prepared.shortened, self.prepared.train, stopping)
-        for stage in self.config.stages:
-            trainer.stage(stage, self.prepared.train)
-        if stopping and stopping.when == "after":
-            trainer.stopping(self.prepared.shortened, self.prepared.train, stopping)
+        for phase in self.config.phases:
+            trainer.phase(phase, self.prepared.train, self.prepared.shortened)
         return self.metrics()
 
     def metrics(self) -> list[dict[str, Any]]:

@@ -30,6 +30,7 @@ from mlx_sumrl.training.stopping import (
     text_tokens,
 )
 from mlx_sumrl.training.trainer import Trainer
+from recipes.grpo import passed
 from tests.families import tokenizer
 from tests.recipes.jobs import Job
 from tests.recipes.programs import tiny_job
@@ -226,13 +227,69 @@ def test_or_after_the_stages(tmp_path: Path) -> None:
     assert again.state.phases_done == ["only", "stopping"]
 
 
-@pytest.mark.parametrize(("when", "cut_at"), [("before", 3), ("after", 6)])
-def test_going_on_in_the_middle_is_the_same_run(tmp_path: Path, when: str, cut_at: int) -> None:
+def two_stages(**second: Any) -> list[dict[str, Any]]:
+    paid = [{"kind": "length"}, {"kind": "repetition"}]
+    return [
+        {"name": "first", "steps": 3, "rewards": paid},
+        {"name": "second", "steps": 3, "rewards": paid, **second},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("when", "stage", "order"),
+    [
+        ("before", None, "stopping first second"),
+        ("before", "first", "stopping first second"),
+        ("after", "first", "first stopping second"),
+        ("before", "second", "first stopping second"),
+        ("after", "second", "first second stopping"),
+        ("after", None, "first second stopping"),
+    ],
+)
+def test_or_between_two(when: str, stage: str | None, order: str) -> None:
+    options = {"stopping": {"steps": 1, "when": when, "stage": stage}, "stages": two_stages(), "sft": None}
+    config = RunConfig.model_validate(tiny_job(options))
+    assert " ".join(phase.name for phase in config.phases) == order
+    # What is taught before the first stage counts as before.
+    assert passed(config) == [name for i, name in enumerate(order.split()) if (i, name) != (0, "stopping")]
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+def test_a_stage_behind_it_begins_afresh(tmp_path: Path, beta: float) -> None:
+    """With moments and a reference of its own: those of the phase belong to another loss."""
+    between = {"steps": 2, "batch_size": 4, "max_prompt_tokens": 24, "when": "before", "stage": "second"}
+
+    def weights(name: str, **second: Any) -> Weights:
+        job = counting(
+            tmp_path / name,
+            stopping=between,
+            stages=two_stages(**second),
+            grpo={"beta": beta},
+            policy={"tuning": "lora"},
+        )
+        rows = job.train()
+        assert [row["stage"] for row in rows] == ["first"] * 3 + ["stopping"] * 2 + ["second"] * 3
+        if beta:
+            assert rows[5]["kl"] == pytest.approx(0, abs=1e-6)
+            assert rows[7]["kl"] > 1e-6
+        return job.policy.weights()
+
+    found, expected = weights("as given"), weights("said", optimizer="fresh", reference="fresh")
+    assert all(mx.array_equal(found[name], expected[name]).item() for name in expected)
+
+
+@pytest.mark.parametrize(
+    ("when", "stage", "cut_at"), [("before", None, 3), ("after", None, 6), ("before", "second", 6)]
+)
+def test_going_on_in_the_middle_is_the_same_run(
+    tmp_path: Path, when: str, stage: str | None, cut_at: int
+) -> None:
     """Of full tuning without a KL term, whose reference is this phase's alone."""
-    options = {"steps": 3, "batch_size": 4, "max_prompt_tokens": 24, "when": when}
-    whole = counting(tmp_path / "whole", checkpoint={"every": 1}, stopping=options)
+    options = {"steps": 3, "batch_size": 4, "max_prompt_tokens": 24, "when": when, "stage": stage}
+    stages = {"stages": two_stages()} if stage else {}
+    whole = counting(tmp_path / "whole", checkpoint={"every": 1}, stopping=options, **stages)
     whole.train()
-    stopped = counting(tmp_path / "stopped", checkpoint={"every": 1}, stopping=options)
+    stopped = counting(tmp_path / "stopped", checkpoint={"every": 1}, stopping=options, **stages)
     assert (stopped.config.policy.tuning, stopped.config.grpo.beta) == ("full", 0)
 
     class CutError(Exception):
@@ -299,16 +356,20 @@ def test_the_share_of_a_rate_is_a_share_of_the_run_s(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("when", "stages", "said"),
+    ("where", "stages", "said"),
     [
-        ("before", True, "learning when to stop, then GRPO (stages: only)"),
-        ("after", True, "GRPO (stages: only), then learning when to stop"),
-        ("after", False, "learning when to stop"),
+        ({"when": "before"}, True, "learning when to stop, then GRPO (stages: first and second)"),
+        ({"when": "after"}, True, "GRPO (stages: first and second), then learning when to stop"),
+        (
+            {"when": "after", "stage": "first"},
+            True,
+            "GRPO (stages: first), then learning when to stop, then GRPO (stages: second)",
+        ),
+        ({"when": "after"}, False, "learning when to stop"),
     ],
 )
-def test_the_model_card_tells_them_in_their_order(when: str, stages: bool, said: str) -> None:
-    only = [{"name": "only", "steps": 1, "rewards": [{"kind": "length"}]}]
-    options = {"sft": None, "stopping": {"steps": 1, "when": when}, "stages": only if stages else []}
+def test_the_model_card_tells_them_in_their_order(where: dict[str, str], stages: bool, said: str) -> None:
+    options = {"sft": None, "stopping": {"steps": 1, **where}, "stages": two_stages() if stages else []}
     assert _method(RunConfig.model_validate(tiny_job(options))) == said
 
 
@@ -323,6 +384,10 @@ def test_what_it_cannot_teach_is_refused(tmp_path: Path) -> None:
         ValidationError, match=r"answer\.after asks for the length of what follows '</think>'"
     ):
         config(answer={"after": "</think>"})
+    with pytest.raises(
+        ValidationError, match=r"stopping\.stage 'cool' is none of the stages \(first, second\)"
+    ):
+        config(stopping={"steps": 1, "stage": "cool"}, stages=two_stages())
     with pytest.raises(ValidationError, match="a stage cannot be named 'stopping'"):
         config(stages=[{"name": "stopping", "steps": 1, "rewards": [{"kind": "length"}]}])
     with pytest.raises(UserError, match=r"stopping\.max_prompt_tokens 3: .*longer than"):

@@ -178,12 +178,9 @@ def test_the_code_for_a_real_model_is_right(tmp_path: Path, monkeypatch: pytest.
         def __init__(self, policy: Any, config: RunConfig, **others: Any) -> None:
             asked["config"] = config
 
-        def stopping(self, shortened: Any, examples: Any, options: Any) -> None:
+        def phase(self, phase: Any, examples: Any, shortened: Any) -> None:
             assert shortened is examples, "their prompts are what they are"
-            asked["stages"].append(f"stopping {options.steps}")
-
-        def stage(self, stage: Any, examples: Any) -> None:
-            asked["stages"].append(stage.name)
+            asked["stages"].append((phase.name, phase.steps))
             assert "64 tokens" in examples[0].prompt
 
     def export_adapter(policy: Any, folder: str) -> None:
@@ -201,7 +198,7 @@ def test_the_code_for_a_real_model_is_right(tmp_path: Path, monkeypatch: pytest.
     exec(compile(block[1], "real", "exec"), names)
 
     assert asked["splits"] == [("mlabonne/smoltldr", "train"), ("mlabonne/smoltldr", "validation")]
-    assert asked["stages"] == [stage["name"] for stage in CURRICULUM["stages"]]
+    assert asked["stages"] == [(stage["name"], stage["steps"]) for stage in CURRICULUM["stages"]]
     assert asked["export"] == "reddit-adapter"
     config = asked["config"]
     assert (config.length.target, config.length.tolerance) == (

@@ -157,6 +157,7 @@ def test_the_shipped_study(monkeypatch: pytest.MonkeyPatch) -> None:
             "within",
             "repetition",
             "in_time",
+            "ends_sentence",
         }
         assert quality == {"meteor", "rougeL"}
     by_method = {run.method: run.config.stages for run in runs}
@@ -170,7 +171,7 @@ def test_the_shipped_study(monkeypatch: pytest.MonkeyPatch) -> None:
         "length_only": {"length"},
         "published": quality,
         "joint": {"length", *quality},
-        "decoupled": {"length", "repetition", *quality},
+        "decoupled": {"length", "within", "in_time", "ends_sentence", "repetition", *quality},
         "cooled": {"length", "repetition", *quality},
         "staged_gated": {"length", "repetition", *quality},
         "separate": {"length", "within", "in_time", "repetition", *quality},
@@ -184,6 +185,11 @@ def test_the_shipped_study(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {name for name, paid_for in credit.items() if paid_for == "stop"} == {"length", "within"}
     assert "all" not in credit.values()
     assert by_method["constrained"][-1].constraint is not None
+    apart = {one.label: one.credit for one in by_method["decoupled"][-1].rewards}
+    assert apart.pop("ends_sentence") == "all"
+    assert apart == {name: credit[name] for name in apart}, "as in `separate`"
+    decoupled = next(run.config for run in runs if run.method == "decoupled")
+    assert [phase.name for phase in decoupled.phases] == ["joint", "stopping", "cool"]
     each = {run.method for run in runs if run.config.grpo.normalize_rewards == "each"}
     assert each == {"decoupled"}
 

@@ -119,7 +119,8 @@ class RunConfig(NamedRunConfig):
                 raise ValueError(f"a stage cannot be named {name!r}: that is a supervised phase")
         if self.stopping and self.stopping.stage is not None and self.stopping.stage not in names:
             raise ValueError(
-                f"stopping.stage {self.stopping.stage!r} is none of the stages ({', '.join(names) or 'there are none'})"
+                f"stopping.stage {self.stopping.stage!r} is none of the stages "
+                f"({', '.join(names) or 'there are none'}): name one of them, or leave it out"
             )
         return self
 

@@ -16,6 +16,15 @@ from mlx_sumrl.training.trainer import Trainer
 from .programs import VOWELS, tiny_job
 
 
+def two_stages(**second: Any) -> list[dict[str, Any]]:
+    """Options of two stages; ``second`` goes on top of the second one's."""
+    paid = [{"kind": "length"}, {"kind": "repetition"}]
+    return [
+        {"name": "first", "steps": 3, "rewards": paid},
+        {"name": "second", "steps": 3, "rewards": paid, **second},
+    ]
+
+
 class Job:
     """A run in a folder of its own: options, policy and examples, and the rows of its metrics."""
 

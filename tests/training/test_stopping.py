@@ -20,7 +20,6 @@ from mlx_sumrl.data.example import Example
 from mlx_sumrl.errors import UserError
 from mlx_sumrl.metrics.sentences import ends_sentence
 from mlx_sumrl.policy.policy import Policy, Weights
-from mlx_sumrl.reporting.model_card import _method
 from mlx_sumrl.training.loss import decision_logprobs
 from mlx_sumrl.training.stopping import (
     running_texts,
@@ -30,9 +29,8 @@ from mlx_sumrl.training.stopping import (
     text_tokens,
 )
 from mlx_sumrl.training.trainer import Trainer
-from recipes.grpo import passed
 from tests.families import tokenizer
-from tests.recipes.jobs import Job
+from tests.recipes.jobs import Job, two_stages
 from tests.recipes.programs import tiny_job
 
 from .models import flat, moved
@@ -227,33 +225,6 @@ def test_or_after_the_stages(tmp_path: Path) -> None:
     assert again.state.phases_done == ["only", "stopping"]
 
 
-def two_stages(**second: Any) -> list[dict[str, Any]]:
-    paid = [{"kind": "length"}, {"kind": "repetition"}]
-    return [
-        {"name": "first", "steps": 3, "rewards": paid},
-        {"name": "second", "steps": 3, "rewards": paid, **second},
-    ]
-
-
-@pytest.mark.parametrize(
-    ("when", "stage", "order"),
-    [
-        ("before", None, "stopping first second"),
-        ("before", "first", "stopping first second"),
-        ("after", "first", "first stopping second"),
-        ("before", "second", "first stopping second"),
-        ("after", "second", "first second stopping"),
-        ("after", None, "first second stopping"),
-    ],
-)
-def test_or_between_two(when: str, stage: str | None, order: str) -> None:
-    options = {"stopping": {"steps": 1, "when": when, "stage": stage}, "stages": two_stages(), "sft": None}
-    config = RunConfig.model_validate(tiny_job(options))
-    assert " ".join(phase.name for phase in config.phases) == order
-    # What is taught before the first stage counts as before.
-    assert passed(config) == [name for i, name in enumerate(order.split()) if (i, name) != (0, "stopping")]
-
-
 @pytest.mark.parametrize("beta", [0.0, 0.1])
 def test_a_stage_behind_it_begins_afresh(tmp_path: Path, beta: float) -> None:
     """With moments and a reference of its own: those of the phase belong to another loss."""
@@ -353,24 +324,6 @@ def test_the_share_of_a_rate_is_a_share_of_the_run_s(tmp_path: Path) -> None:
         ValidationError, match=r"learning_rate 0\.1 and learning_rate_share 0\.5, .* leave one"
     ):
         RunConfig.model_validate(tiny_job({"stages": [{**half, "learning_rate": 0.1}]}))
-
-
-@pytest.mark.parametrize(
-    ("where", "stages", "said"),
-    [
-        ({"when": "before"}, True, "learning when to stop, then GRPO (stages: first and second)"),
-        ({"when": "after"}, True, "GRPO (stages: first and second), then learning when to stop"),
-        (
-            {"when": "after", "stage": "first"},
-            True,
-            "GRPO (stages: first), then learning when to stop, then GRPO (stages: second)",
-        ),
-        ({"when": "after"}, False, "learning when to stop"),
-    ],
-)
-def test_the_model_card_tells_them_in_their_order(where: dict[str, str], stages: bool, said: str) -> None:
-    options = {"sft": None, "stopping": {"steps": 1, **where}, "stages": two_stages() if stages else []}
-    assert _method(RunConfig.model_validate(tiny_job(options))) == said
 
 
 def test_what_it_cannot_teach_is_refused(tmp_path: Path) -> None:

@@ -62,6 +62,9 @@ class RewardConfig(Room):
     function: str | None = None
     """`package.module:function` or `path/to/file.py:function` with the signature
     f(prompts, completions, **columns) -> list[float | None]."""
+    margin: int = Field(default=0, ge=0)
+    """How much of the tolerance `within` keeps free at both ends, in the unit of the length: paid for 64 ± 3, a policy
+    that ends its sentence one token too soon is within 64 ± 5 all the same."""
     ngram: int = Field(default=4, gt=0)
     """Tokens or words of an n-gram whose repeats `repetition` counts."""
     ngram_of: Literal["tokens", "words"] = "tokens"
@@ -102,6 +105,8 @@ class RewardConfig(Room):
             raise ValueError("a reward needs `function: module:name` exactly when its kind is `function`")
         if (self.kind == "format_bullets") != (self.bullets is not None):
             raise ValueError("a reward needs `bullets: 5` exactly when its kind is `format_bullets`")
+        if self.margin and self.kind != "within":
+            raise ValueError(f"`margin` is for kind `within`; reward {self.label!r} is {self.kind!r}")
         if self.max_words is not None and self.kind != "format_bullets":
             raise ValueError(
                 f"`max_words` is for kind `format_bullets`; reward {self.label!r} is {self.kind!r}"

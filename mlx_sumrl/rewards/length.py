@@ -38,11 +38,11 @@ def length_reward(completion: Completion, target: int, unit: LengthUnit = DEFAUL
     return max(LOWEST, 0.0 - abs(length_in(completion, unit) - target) / target)
 
 
-def is_within(completion: Completion, length: LengthConfig) -> bool:
-    """It stopped by itself and its length differs from the target by at most the tolerance."""
+def is_within(completion: Completion, length: LengthConfig, margin: int = 0) -> bool:
+    """It stopped by itself and its length differs from the target by at most the tolerance less ``margin``."""
     if completion.finish_reason != "stop":
         return False
-    return abs(length_in(completion, length.unit) - length.target) <= length.allowed
+    return abs(length_in(completion, length.unit) - length.target) <= max(length.allowed - margin, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +68,13 @@ class WithinReward:
 
     name: str
     length: LengthConfig
+    margin: int = 0
 
     def __call__(self, groups: Sequence[Group]) -> NDArray[np.float64]:
         """Shape [P, G], values 0 and 1."""
         return score_each(
             groups,
-            lambda example, completion: float(is_within(completion, self.length.asked(example.target))),
+            lambda example, completion: float(
+                is_within(completion, self.length.asked(example.target), self.margin)
+            ),
         )

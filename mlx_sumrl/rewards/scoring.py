@@ -154,7 +154,7 @@ def _build(config: RewardConfig, length: LengthConfig) -> Reward:
         case "length":
             return LengthReward(config.label, length.target, length.unit)
         case "within":
-            return WithinReward(config.label, length)
+            return WithinReward(config.label, length, config.margin)
         case "rouge1" | "rouge2" | "rougeL" | "rougeLsum" | "meteor" | "bleu" | "chrf":
             overlap = OverlapReward(config.label, config.kind)
             overlap.warm_up()

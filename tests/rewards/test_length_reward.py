@@ -6,9 +6,10 @@ import math
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
-from mlx_sumrl.config import LengthConfig
-from mlx_sumrl.rewards import LengthReward, WithinReward, length_reward
+from mlx_sumrl.config import LengthConfig, RewardConfig, StageConfig
+from mlx_sumrl.rewards import LengthReward, WithinReward, build_rewards, length_reward
 
 
 @pytest.mark.parametrize(
@@ -42,6 +43,36 @@ def test_within_ends_at_the_tolerance_and_needs_a_stop(completion, group):
     within_PG = WithinReward("within", LengthConfig(target=64, tolerance=5))(groups)
     np.testing.assert_array_equal(within_PG, [[0, 1, 1, 1, 0], [0, 0, 0, 0, 0]])
     assert within_PG.dtype == np.float64
+
+
+def test_a_margin_is_taken_from_the_tolerance_at_both_ends(completion, group):
+    lengths = [59, 60, 61, 64, 67, 68]
+    one = group(*map(completion, lengths))
+    length = LengthConfig(target=64, tolerance=5)
+    np.testing.assert_array_equal(WithinReward("within", length, margin=2)([one]), [[0, 0, 1, 1, 1, 0]])
+    np.testing.assert_array_equal(
+        WithinReward("within", length, margin=9)([one]), [[0, 0, 0, 1, 0, 0]], "the target is always within"
+    )
+    short = group(*map(completion, [22, 23, 25, 26]), target=24)
+    shares = LengthConfig(target=64, targets=(24,), tolerance=3, tolerance_share=0.08)
+    np.testing.assert_array_equal(WithinReward("within", shares, margin=2)([short]), [[0, 1, 1, 0]])
+
+
+def test_a_stage_s_margin_reaches_its_reward(completion, group):
+    stage = StageConfig.model_validate(
+        {
+            "name": "cool",
+            "steps": 1,
+            "rewards": [{"kind": "within", "name": "in_time", "margin": 2}, {"kind": "within"}],
+        }
+    )
+    scored = build_rewards(stage, LengthConfig(target=64, tolerance=5)).score(
+        [group(completion(59), completion(61))]
+    )
+    np.testing.assert_array_equal(scored.components["in_time"], [[0, 1]])
+    np.testing.assert_array_equal(scored.components["within"], [[1, 1]])
+    with pytest.raises(ValidationError, match="`margin` is for kind `within`; reward 'length' is 'length'"):
+        RewardConfig.model_validate({"kind": "length", "margin": 2})
 
 
 def test_each_prompt_s_own_length_counts(completion, group):

@@ -63,8 +63,8 @@ class RewardConfig(Room):
     """`package.module:function` or `path/to/file.py:function` with the signature
     f(prompts, completions, **columns) -> list[float | None]."""
     margin: int = Field(default=0, ge=0)
-    """How much of the tolerance `within` keeps free at both ends, in the unit of the length: paid for 64 ± 3, a policy
-    that ends its sentence one token too soon is within 64 ± 5 all the same."""
+    """How much of the tolerance `within` keeps free at both ends, at most half, in the unit of the length: paid for 64
+    ± 3, a policy that ends its sentence one token too soon is within 64 ± 5 all the same."""
     ngram: int = Field(default=4, gt=0)
     """Tokens or words of an n-gram whose repeats `repetition` counts."""
     ngram_of: Literal["tokens", "words"] = "tokens"

@@ -100,7 +100,8 @@ class SftConfig(Room):
 
 
 class StoppingOptimizerConfig(OptimizerConfig):
-    """The same optimiser with the schedule that learning to count bears."""
+    """The same optimiser with the schedule that learning to count bears. Without a learning rate of its own it has the
+    run's."""
 
     schedule: Schedule = "stable_decay"
     """As elsewhere: whether a number is understood comes all at once, after a while at the full rate."""
@@ -137,8 +138,9 @@ class StoppingConfig(Room):
     told 48 tokens, 83 % of a model's texts were within for prompts of 64, and 60 % for whole ones."""
     anchor: float = Field(default=1.0, ge=0)
     """Weight of what holds the words where they are meanwhile; 0 only measures how far they go."""
-    micro_batch_tokens: int = Field(default=4096, gt=0)
-    """Token positions in one forward and backward pass; the gradient is the same whatever it is."""
+    micro_batch_tokens: int | None = Field(default=None, gt=0)
+    """Token positions in one forward and backward pass; the gradient is the same whatever it is. Null: as many as
+    `grpo.micro_batch_tokens`, which says what the machine bears."""
     optimizer: StoppingOptimizerConfig = StoppingOptimizerConfig()
 
 

@@ -15,7 +15,7 @@ import re
 import regex
 
 _CLOSING = r"\"'”’»)\]）】」』"  # noqa: RUF001
-END_MARKS = ".!?…。！？｡"  # noqa: RUF001
+END_MARKS = ".!?…。！？｡।॥۔؟"  # noqa: RUF001
 _END = regex.compile(rf"(?:[.!?…]+[{_CLOSING}]*(?=\s)|[。！？｡]+[{_CLOSING}]*)\s*")  # noqa: RUF001
 _BEGINNING = regex.compile(r"[\"'“‘«(\[¿¡「『#@*\-–—•]*[\p{Lu}\p{Lt}\p{Lo}\p{Nd}]")  # noqa: RUF001
 _LAST_WORD = regex.compile(r"[\p{L}\p{M}.]+\.$")

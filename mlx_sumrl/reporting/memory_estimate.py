@@ -101,6 +101,7 @@ def estimate_peak(
     prompts_per_step: int,
     group_size: int = 1,
     micro_batch_tokens: int = 4096,
+    room: str | None = None,
     logits_mb: int = 32,
     gradient_checkpointing: bool = False,
     share_prompt: bool = True,
@@ -118,9 +119,10 @@ def estimate_peak(
 
     All prompts and completions are taken to be as long as ``prompt_tokens`` and ``completion_tokens``. ``max_rows``
     completions are sampled at once, with keys and values in ``cache_bits``. ``filtered``: with ``top_p`` or
-    ``top_k``. ``reference`` (KL to a reference, kept so) costs memory with full tuning only. ``optimizer`` keeps
-    its ``moments`` as given; ``compensated`` rounding costs 2 bytes for each trained bfloat16 weight. The other
-    options are those of the same name.
+    ``top_k``. ``room`` is where ``micro_batch_tokens`` is set, where that is neither `grpo` nor, with ``group_size`` 1,
+    `sft`. ``reference`` (KL to a reference, kept so) costs memory with full tuning only. ``optimizer`` keeps its
+    ``moments`` as given; ``compensated`` rounding costs 2 bytes for each trained bfloat16 weight. The other options are
+    those of the same name.
     """
     size = BYTES[dtype]
     weights = _weight_bytes(shape, size)
@@ -214,7 +216,7 @@ def estimate_peak(
         ways_out=_ways_out(
             tuning=tuning,
             dtype=dtype,
-            group_size=group_size,
+            room=room or ("grpo" if group_size > 1 else "sft"),
             micro_batch_tokens=micro_batch_tokens,
             longest=prompt_tokens + completion_tokens,
             logits_mb=logits_mb // 4 if smaller_helps else 0,
@@ -283,7 +285,7 @@ def _ways_out(
     *,
     tuning: str,
     dtype: str,
-    group_size: int,
+    room: str,
     micro_batch_tokens: int,
     longest: int,
     logits_mb: int,
@@ -297,7 +299,6 @@ def _ways_out(
     if not gradient_checkpointing:
         ways.append("policy.gradient_checkpointing true")
     if micro_batch_tokens > longest:  # fewer than a row's would change nothing
-        room = "grpo" if group_size > 1 else "sft"
         ways.append(f"{room}.micro_batch_tokens {max(micro_batch_tokens // 2, longest)}")
     if tuning == "full":
         ways.append("policy.tuning lora")

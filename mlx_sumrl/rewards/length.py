@@ -39,10 +39,15 @@ def length_reward(completion: Completion, target: int, unit: LengthUnit = DEFAUL
 
 
 def is_within(completion: Completion, length: LengthConfig, margin: int = 0) -> bool:
-    """It stopped by itself and its length differs from the target by at most the tolerance less ``margin``."""
+    """It stopped by itself and its length differs from the target by at most the tolerance less ``margin``.
+
+    Of a margin no more than half of the tolerance counts, so that something is left to hit.
+    """
     if completion.finish_reason != "stop":
         return False
-    return abs(length_in(completion, length.unit) - length.target) <= max(length.allowed - margin, 0)
+    return abs(length_in(completion, length.unit) - length.target) <= length.allowed - min(
+        margin, length.allowed // 2
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,7 +63,14 @@ def prepare(config: RunConfig, folder: Path, note: Note) -> Prepared:
     _check_apart(train, held_out, note)
     note(memory_sentence(config, policy))
     tell_of_misreading(policy, note)
-    return Prepared(policy, train, held_out, _taught(config, policy, train), _shortened(config, policy))
+    taught, shortened = _taught(config, policy, train), _shortened(config, policy)
+    if config.stopping is not None and not shortened:
+        most = config.stopping.max_prompt_tokens
+        note(
+            f"the instruction alone has more tokens than stopping.max_prompt_tokens {most}, so when to stop is learned "
+            "from whole prompts at once, which is slower"
+        )
+    return Prepared(policy, train, held_out, taught, shortened)
 
 
 def tell_of_misreading(policy: Policy, note: Note) -> None:
@@ -96,11 +103,11 @@ def check_context(config: RunConfig, policy: Policy) -> None:
     prompt, text = config.data.max_prompt_tokens, text_tokens(config.length)
     if policy.context is not None and prompt + text > policy.context:
         left = policy.context - text
-        way_out = f"set --data.max_prompt_tokens {left}, or leave" if left > 0 else "leave"
+        way_out = f"set --data.max_prompt_tokens {left}, or" if left > 0 else "set"
         raise UserError(
             f"data.max_prompt_tokens {prompt} and the texts that stopping is learned from, longer than {config.length} "
             f"({text} tokens), make {prompt + text} tokens, and {policy.source} reads {policy.context}: {way_out} "
-            "`stopping` out"
+            "--stopping null"
         )
 
 
@@ -142,7 +149,8 @@ def peak_estimate(config: RunConfig, options: PolicyConfig, shape: ModelShape) -
     if config.stopping is not None:
         counting = {
             "prompts_per_step": config.stopping.batch_size,
-            "micro_batch_tokens": config.stopping.micro_batch_tokens,
+            "micro_batch_tokens": config.stopping.micro_batch_tokens or grpo.micro_batch_tokens,
+            "room": "grpo" if config.stopping.micro_batch_tokens is None else "stopping",
             "completion_tokens": text_tokens(config.length),
             "reference": grpo.reference,
         }
@@ -221,14 +229,15 @@ def _taught(config: RunConfig, policy: Policy, train: list[Example]) -> list[Exa
 
 
 def _shortened(config: RunConfig, policy: Policy) -> list[Example]:
+    """What `stopping` begins with; nothing where a prompt cannot be so short."""
     if config.stopping is None:
         return []
     most = min(config.stopping.max_prompt_tokens, config.data.max_prompt_tokens)
     data = config.data.model_copy(update={"max_prompt_tokens": most})
     try:
         return _examples(config.model_copy(update={"data": data}), policy, "train", lambda sentence: None)
-    except UserError as error:
-        raise UserError(f"stopping.max_prompt_tokens {most}: {error}") from None
+    except UserError:  # whole, they could be read
+        return []
 
 
 def _check_apart(train: list[Example], held_out: list[Example], note: Note) -> None:

@@ -78,7 +78,7 @@ def running_texts(policy: Policy, examples: Sequence[Example], tokens: int) -> l
     if not any(example.reference.strip() for example in examples):
         raise UserError(
             "stopping is learned from the summaries of the examples, and none of these has one: give them a reference, "
-            "or leave `stopping` out"
+            "or give `stopping: null`"
         )
     texts = []
     for i in range(len(examples)):
@@ -91,13 +91,18 @@ def running_texts(policy: Policy, examples: Sequence[Example], tokens: int) -> l
 
 
 def stopping_gradient(
-    policy: Policy, examples: Sequence[Example], length: LengthConfig, options: StoppingConfig
+    policy: Policy,
+    examples: Sequence[Example],
+    length: LengthConfig,
+    options: StoppingConfig,
+    micro_batch_tokens: int,
 ) -> BatchGradient:
     """Mean loss per decision on running texts of these examples, and its gradient.
 
-    ``length`` is what a prompt without a target of its own asks for. ``sums`` has the number of decisions (``tokens``),
-    in how many of them the more probable was the right one (``right``), their cross-entropy in nats (``nats``), and by
-    how much words have drifted (``drift``, the sum of |log c - log c_ref|). All at temperature 1.
+    ``length`` is what a prompt without a target of its own asks for, ``micro_batch_tokens`` the most token positions in
+    one pass. ``sums`` has the number of decisions (``tokens``), in how many of them the more probable was the right one
+    (``right``), their cross-entropy in nats (``nats``), and by how much words have drifted (``drift``, the sum of
+    |log c - log c_ref|). All at temperature 1.
 
     Raises `UserError` where no example has a summary, and RuntimeError where full training has no reference.
     """
@@ -132,7 +137,7 @@ def stopping_gradient(
 
         return MicroBatch(packed, share)
 
-    parts = [batch(part) for part in micro_batches(rows, False, options.micro_batch_tokens)]
+    parts = [batch(part) for part in micro_batches(rows, False, micro_batch_tokens)]
     return batch_gradient(policy, parts, head)
 
 

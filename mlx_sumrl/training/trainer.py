@@ -119,17 +119,19 @@ class Trainer:
     ) -> None:
         """Learning when to stop (`mlx_sumrl.training.stopping`); does nothing where the run is past it.
 
-        From ``shortened``, the same ``examples`` with their documents cut short, for `short_share` of the steps.
+        From ``shortened``, the same ``examples`` with their documents cut short, for `short_share` of the steps; where
+        it is empty, from the whole ones at once.
         """
         self.optimizer.options = options.optimizer
         if not self._enter(options.name, fresh_optimizer=True, fresh_reference=True):
             return
-        peak = peak_rate(options.optimizer, self.policy)
+        peak = options.optimizer.learning_rate or peak_rate(self.config.optimizer, self.policy)
+        at_once = options.micro_batch_tokens or self.config.grpo.micro_batch_tokens
 
         def step() -> Metrics:
-            short = self.state.phase_step < options.short_share * options.steps
+            short = bool(shortened) and self.state.phase_step < options.short_share * options.steps
             batch = self._batch(shortened if short else examples, options.batch_size)
-            gradient = stopping_gradient(self.policy, batch, self.config.length, options)
+            gradient = stopping_gradient(self.policy, batch, self.config.length, options, at_once)
             rate = learning_rate(options.optimizer, self.state.phase_step, options.steps, peak)
             sums, decisions = gradient.sums, gradient.sums["tokens"]
             means = {f"stopping/{name}": sums[name] / decisions for name in ("right", "nats", "drift")}

@@ -39,7 +39,8 @@ class Job:
         }
         self.config = RunConfig.model_validate(merged(tiny_job(one), changes))
         self.run = RunFolder.create(self.config)
-        self.prepared: Prepared = prepare(self.config, self.run.path, lambda note: None)
+        self.notes: list[str] = []
+        self.prepared: Prepared = prepare(self.config, self.run.path, self.notes.append)
         self.policy = self.prepared.policy
 
     def trainer(self, sampler: Any = None) -> Trainer:

@@ -19,6 +19,7 @@ from mlx_sumrl.config import (
     SamplingConfig,
     SftConfig,
     StageConfig,
+    StoppingConfig,
 )
 from mlx_sumrl.errors import UserError
 from mlx_sumrl.reporting.memory_estimate import (
@@ -315,6 +316,14 @@ class TestOfARun:
         assert self.peak(stages=(self.STAGE,), sft=self.SUPERVISED) == supervised
         assert supervised.kv_cache == supervised.sampler == 0
         assert supervised.ways_out[1].startswith("sft.micro_batch_tokens")
+
+    def test_when_to_stop_is_learned_in_micro_batches_of_the_stages_or_its_own(self) -> None:
+        of_both, own = StoppingConfig(), StoppingConfig(micro_batch_tokens=9000)
+        fewer = self.peak(stopping=of_both, grpo=GrpoConfig(micro_batch_tokens=1300))
+        more = self.peak(stopping=of_both, grpo=GrpoConfig(micro_batch_tokens=9000))
+        assert fewer.total < more.total == self.peak(stopping=own).total
+        assert "grpo.micro_batch_tokens 4500" in more.ways_out
+        assert "stopping.micro_batch_tokens 4500" in self.peak(stopping=own).ways_out
 
     def test_options_of_the_sampler_count(self) -> None:
         plain = self.peak(stages=(self.STAGE,), sampling=SamplingConfig(max_rows=64))

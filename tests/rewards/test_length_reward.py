@@ -51,11 +51,14 @@ def test_a_margin_is_taken_from_the_tolerance_at_both_ends(completion, group):
     length = LengthConfig(target=64, tolerance=5)
     np.testing.assert_array_equal(WithinReward("within", length, margin=2)([one]), [[0, 0, 1, 1, 1, 0]])
     np.testing.assert_array_equal(
-        WithinReward("within", length, margin=9)([one]), [[0, 0, 0, 1, 0, 0]], "the target is always within"
+        WithinReward("within", length, margin=9)([one]), [[0, 0, 1, 1, 1, 0]], "half of the tolerance at most"
     )
     short = group(*map(completion, [22, 23, 25, 26]), target=24)
     shares = LengthConfig(target=64, targets=(24,), tolerance=3, tolerance_share=0.08)
-    np.testing.assert_array_equal(WithinReward("within", shares, margin=2)([short]), [[0, 1, 1, 0]])
+    np.testing.assert_array_equal(WithinReward("within", shares, margin=1)([short]), [[1, 1, 1, 1]])
+    np.testing.assert_array_equal(WithinReward("within", shares, margin=2)([short]), [[1, 1, 1, 1]])
+    exact = WithinReward("within", LengthConfig(target=24, tolerance=1), margin=1)
+    np.testing.assert_array_equal(exact([group(*map(completion, [22, 23, 25, 26]))]), [[0, 1, 1, 0]])
 
 
 def test_a_stage_s_margin_reaches_its_reward(completion, group):

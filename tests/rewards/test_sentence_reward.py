@@ -15,6 +15,9 @@ from mlx_sumrl.rewards.scoring import build_rewards
         ("Ben is late.", "stop", 1),
         ('Ben says: "I am late."  ', "stop", 1),
         ("他来晚了。", "stop", 1),
+        ("बेन देर से आया।", "stop", 1),
+        ("بین دیر سے آیا۔", "stop", 1),  # noqa: RUF001
+        ("هل تأخر بن؟", "stop", 1),
         ("Ben is", "stop", 0),
         ("Ben is late. Anna", "stop", 0),
         ("", "stop", 0),

@@ -21,6 +21,7 @@ from mlx_sumrl.errors import UserError
 from mlx_sumrl.metrics.sentences import ends_sentence
 from mlx_sumrl.policy.policy import Policy, Weights
 from mlx_sumrl.training.loss import decision_logprobs
+from mlx_sumrl.training.schedule import learning_rate
 from mlx_sumrl.training.stopping import (
     running_texts,
     sentence_ends,
@@ -167,8 +168,7 @@ def test_gradient_is_that_of_rows_one_by_one(
     assert (loss - without > 1e-3) == (anchor > 0), "the policy is not its reference"
     assert np.abs(flat(gradient)).max() > 1e-3
     for size in (1, 40, 4096):
-        options = StoppingConfig(micro_batch_tokens=size, anchor=anchor)
-        found = stopping_gradient(policy, examples, length, options)
+        found = stopping_gradient(policy, examples, length, StoppingConfig(anchor=anchor), size)
         assert found.sums["nats"] / found.sums["tokens"] == pytest.approx(without, rel=1e-5)
         assert found.loss == pytest.approx(loss, rel=1e-5)
         assert relative_error(flat(found.gradients), flat(gradient)) < 1e-5, size
@@ -213,6 +213,22 @@ def test_a_phase_before_the_stages_with_documents_cut_short(tmp_path: Path) -> N
     assert rows[2]["stopping/nats"] < rows[0]["stopping/nats"]
     assert rows[0]["stopping/drift"] == pytest.approx(0, abs=1e-5)
     assert rows[2]["stopping/drift"] > 1e-4
+
+
+def test_where_the_instruction_alone_is_longer_prompts_are_whole_at_once(tmp_path: Path) -> None:
+    job = counting(tmp_path, stopping={"steps": 1, "batch_size": 4, "max_prompt_tokens": 3})
+    assert job.prepared.shortened == []
+    assert any("stopping.max_prompt_tokens 3" in note for note in job.notes), job.notes
+    assert [row["stage"] for row in job.train()] == ["stopping"] + ["only"] * 3
+
+
+@pytest.mark.parametrize(("own", "peak"), [(None, 0.003), (0.02, 0.02)])
+def test_its_rate_is_the_run_s_where_it_has_none(tmp_path: Path, own: float | None, peak: float) -> None:
+    stopping = {"steps": 3, "batch_size": 4, "max_prompt_tokens": 24, "optimizer": {"learning_rate": own}}
+    job = counting(tmp_path, stopping=stopping, optimizer={"learning_rate": 0.003})
+    options = StoppingConfig.model_validate(stopping).optimizer
+    taken = [row["learning_rate"] for row in job.train()[:3]]
+    assert taken == pytest.approx([learning_rate(options, i, 3, peak) for i in range(3)])
 
 
 def test_or_after_the_stages(tmp_path: Path) -> None:
@@ -343,8 +359,6 @@ def test_what_it_cannot_teach_is_refused(tmp_path: Path) -> None:
         config(stopping={"steps": 1, "stage": "cool"}, stages=two_stages())
     with pytest.raises(ValidationError, match="a stage cannot be named 'stopping'"):
         config(stages=[{"name": "stopping", "steps": 1, "rewards": [{"kind": "length"}]}])
-    with pytest.raises(UserError, match=r"stopping\.max_prompt_tokens 3: .*longer than"):
-        counting(tmp_path / "short", stopping={"steps": 1, "max_prompt_tokens": 3})
     with pytest.raises(UserError, match=r"longer than 60 ± 4 .* reads 128: set --data\.max_prompt_tokens 60"):
         counting(
             tmp_path / "long",

@@ -101,7 +101,7 @@ class SftConfig(Room):
 
 class StoppingOptimizerConfig(OptimizerConfig):
     """The same optimiser with the schedule that learning to count bears. Without a learning rate of its own it has the
-    run's."""
+    run's, where that is of the same `kind`."""
 
     schedule: Schedule = "stable_decay"
     """As elsewhere: whether a number is understood comes all at once, after a while at the full rate."""

@@ -74,6 +74,7 @@ class WithinReward:
     name: str
     length: LengthConfig
     margin: int = 0
+    """How much of the tolerance is kept free at both ends."""
 
     def __call__(self, groups: Sequence[Group]) -> NDArray[np.float64]:
         """Shape [P, G], values 0 and 1."""

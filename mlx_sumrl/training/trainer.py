@@ -125,7 +125,9 @@ class Trainer:
         self.optimizer.options = options.optimizer
         if not self._enter(options.name, fresh_optimizer=True, fresh_reference=True):
             return
-        peak = options.optimizer.learning_rate or peak_rate(self.config.optimizer, self.policy)
+        own, run = options.optimizer, self.config.optimizer
+        shared = own.learning_rate is None and own.kind == run.kind  # another kind bears another rate
+        peak = peak_rate(run if shared else own, self.policy)
         at_once = options.micro_batch_tokens or self.config.grpo.micro_batch_tokens
 
         def step() -> Metrics:

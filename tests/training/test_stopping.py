@@ -222,9 +222,14 @@ def test_where_the_instruction_alone_is_longer_prompts_are_whole_at_once(tmp_pat
     assert [row["stage"] for row in job.train()] == ["stopping"] + ["only"] * 3
 
 
-@pytest.mark.parametrize(("own", "peak"), [(None, 0.003), (0.02, 0.02)])
-def test_its_rate_is_the_run_s_where_it_has_none(tmp_path: Path, own: float | None, peak: float) -> None:
-    stopping = {"steps": 3, "batch_size": 4, "max_prompt_tokens": 24, "optimizer": {"learning_rate": own}}
+@pytest.mark.parametrize(
+    ("own", "peak"),
+    [({}, 0.003), ({"learning_rate": 0.02}, 0.02), ({"kind": "lion"}, 2e-6)],
+    ids=["the run's", "its own", "of another kind"],
+)
+def test_its_rate_is_the_run_s_where_it_has_none(tmp_path: Path, own: dict[str, Any], peak: float) -> None:
+    """Lion's is a fifth of AdamW's 1e-5 for full tuning."""
+    stopping = {"steps": 3, "batch_size": 4, "max_prompt_tokens": 24, "optimizer": own}
     job = counting(tmp_path, stopping=stopping, optimizer={"learning_rate": 0.003})
     options = StoppingConfig.model_validate(stopping).optimizer
     taken = [row["learning_rate"] for row in job.train()[:3]]

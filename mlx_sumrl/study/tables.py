@@ -1,7 +1,8 @@
 """A study's tables: for the terminal, as Markdown, and as JSON. Never imports mlx.
 
 Beside length and overlap each line says how the text holds up, so that a model that fills the length with noise looks
-bad: repeats, variety, whether it ends a sentence, and its perplexity under the model that no reward has touched.
+bad: repeats, variety, whether it ends a sentence, and its perplexity under the model that no reward has touched; and
+the variety of all texts together, so that one that says the same of every document does, too.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ class Column:
 COLUMNS = {
     "within": Column("Within", "within"),
     "length_mean": Column("Length", "length", percent=False),
-    "rouge1": Column("ROUGE-1", "R-1"),
     "rougeL": Column("ROUGE-L", "R-L"),
     "meteor": Column("METEOR", "METEOR"),
     "repetition": Column("Repetition", "repeat"),
     "distinct_2": Column("Distinct-2", "dist-2"),
+    "distinct_2_all": Column("Distinct-2, all", "all-2"),
     "ends_sentence": Column("Ends a sentence", "ends"),
     MEDIAN: Column("Perplexity", "perpl.", percent=False),
 }

@@ -15,8 +15,22 @@ from mlx_sumrl.study.numbers import MEDIAN, Line, line_of
 from mlx_sumrl.study.tables import Trained, budget_notes, markdown, results_table, to_json
 
 SUMMARIES = {
-    "a-seed0": {"within": 0.5, "rougeL": 0.25, "meteor": None, "length_mean": 60.0, "repetition": 0.0},
-    "a-seed1": {"within": 0.9, "rougeL": 0.35, "meteor": None, "length_mean": 66.5, "repetition": 0.1},
+    "a-seed0": {
+        "within": 0.5,
+        "rougeL": 0.25,
+        "meteor": None,
+        "length_mean": 60.0,
+        "repetition": 0.0,
+        "distinct_2_all": 0.25,
+    },
+    "a-seed1": {
+        "within": 0.9,
+        "rougeL": 0.35,
+        "meteor": None,
+        "length_mean": 66.5,
+        "repetition": 0.1,
+        "distinct_2_all": 0.13,
+    },
     "noise": {"within": 1.0, "rougeL": 0.01, "meteor": None, "length_mean": 64.0, "repetition": 0.9},
 }
 PERPLEXITIES: dict[str, list[float | None]] = {
@@ -51,8 +65,8 @@ def test_the_tables_say_the_numbers(lines: list[Line]) -> None:
     text = said.get()
     assert max(map(len, text.splitlines())) <= 80
     shown = [line.split() for line in text.splitlines()]
-    assert ["a", "(2)", "70.0", "63.2", "-", "30.0", "-", "5.0", "-", "-", "5.8"] in shown
-    assert ["±28.3", "±4.6", "±7.1", "±7.1", "±1.1"] in shown
+    assert ["a", "(2)", "70.0", "63.2", "30.0", "-", "5.0", "-", "19.0", "-", "5.8"] in shown
+    assert ["±28.3", "±4.6", "±7.1", "±7.1", "±8.5", "±1.1"] in shown
     trained = [Trained("a", Budget(10, 80), {"a-seed0": Budget(10, 80, 500), "a-seed1": Budget(7, 56, 400)})]
     notes = budget_notes(trained)
     assert notes == ["a-seed1 made 7 of the 10 steps it was allowed (56 of 80 rollouts)"]

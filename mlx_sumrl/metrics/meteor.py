@@ -26,7 +26,7 @@ from nltk.stem.porter import PorterStemmer
 from nltk.tokenize import wordpunct_tokenize
 from nltk.translate.meteor_score import single_meteor_score
 
-from mlx_sumrl.metrics.rouge import space_characters
+from mlx_sumrl.metrics.unspaced import space_characters
 
 _LOCK = threading.Lock()
 _WORDS = 2**16

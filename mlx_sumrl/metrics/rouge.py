@@ -13,40 +13,24 @@ words), so scores of English text are comparable with published ones.
 from __future__ import annotations
 
 import re
-import unicodedata
 from functools import cache, lru_cache
 
 from nltk.stem.porter import PorterStemmer
 from rouge_score.rouge_scorer import RougeScorer
 
 from mlx_sumrl.metrics.sentences import sentences
+from mlx_sumrl.metrics.unspaced import MARKS, UNSPACED, UNSPACED_CHARACTER
 
 _KINDS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 ROUGE_NAMES = (*_KINDS, *(f"{kind}_recall" for kind in _KINDS))
 """Keys of `rouge`: F1 under the bare name, recall with a suffix."""
 
-# Scripts written without spaces between words, and Hangul, whose words carry their particles: one character
-# is one token, as in the character ROUGE that Chinese summarisation reports (LCSTS, Hu et al. 2015).
-_UNSPACED = (
-    "\u0e00-\u0eff"  # Thai, Lao
-    "\u1000-\u109f\u1780-\u17ff"  # Myanmar, Khmer
-    "\u1100-\u11ff\u3130-\u318f\ua960-\ua97f\uac00-\ud7ff"  # Hangul
-    "\u2e80-\u2fdf\u3005-\u3007\u3021-\u3029"  # radicals and marks of Han
-    "\u3040-\u312f\u31a0-\u31bf\u31f0-\u31ff\uff66-\uffdc"  # kana, bopomofo, half-width kana and jamo
-    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Han
-)
 # Latin letters beyond a-z, and numeric symbols such as superscripts: separators for rouge-score, and so here.
 _LATIN_OR_SYMBOL = (
     "\u0080-\u02ff\u1d00-\u1dbf\u1e00-\u1eff\u2000-\u2c7f\ua720-\ua7ff\uab30-\uab6f\ufb00-\ufb06"
 )
-# Vowel signs and the like belong to the character before them, but are not \w in Python's re.
-_MARKS = "".join(
-    chr(code) for code in range(0x0300, 0x10000) if unicodedata.category(chr(code)).startswith("M")
-)
-_UNSPACED_CHARACTER = rf"(?!\W)[{_UNSPACED}][{_MARKS}]*"
-_OTHER_LETTER = rf"[^\W_\x00-\x7f{_LATIN_OR_SYMBOL}{_UNSPACED}]"
-_TOKEN_RE = re.compile(rf"[a-z0-9]+|{_UNSPACED_CHARACTER}|{_OTHER_LETTER}(?:{_OTHER_LETTER}|[{_MARKS}])*")
-_UNSPACED_RE = re.compile(_UNSPACED_CHARACTER)
+_OTHER_LETTER = rf"[^\W_\x00-\x7f{_LATIN_OR_SYMBOL}{UNSPACED}]"
+_TOKEN_RE = re.compile(rf"[a-z0-9]+|{UNSPACED_CHARACTER}|{_OTHER_LETTER}(?:{_OTHER_LETTER}|[{MARKS}])*")
 
 _STEMMER = PorterStemmer()
 
@@ -68,14 +52,6 @@ class RougeTokenizer:
         """Tokens of ``text`` in order; an empty list where it has no letter and no digit."""
         tokens: list[str] = _TOKEN_RE.findall(text.lower())
         return [_stem(token) if len(token) > 3 and token.isascii() else token for token in tokens]
-
-
-def space_characters(text: str) -> str:
-    """Put spaces around each character of a script written without them (Han, kana, Hangul, Thai, ...).
-
-    Makes such text fit for any tokenizer that looks for spaces; leaves all other text as it is.
-    """
-    return _UNSPACED_RE.sub(r" \g<0> ", text)
 
 
 def rouge_scorer(*kinds: str) -> RougeScorer:

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import regex
 
-from mlx_sumrl.metrics.rouge import space_characters
+from mlx_sumrl.metrics.unspaced import space_characters
 
 _WORD = regex.compile(r"[\p{L}\p{M}\p{N}]+(?:['’.,][\p{L}\p{M}\p{N}]+)*")  # noqa: RUF001
 

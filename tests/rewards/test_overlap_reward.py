@@ -17,7 +17,8 @@ from rouge_score.tokenizers import DefaultTokenizer
 from mlx_sumrl.config import LengthConfig, StageConfig
 from mlx_sumrl.errors import UserError
 from mlx_sumrl.metrics.meteor import meteor_tokens
-from mlx_sumrl.metrics.rouge import RougeTokenizer, space_characters
+from mlx_sumrl.metrics.rouge import RougeTokenizer
+from mlx_sumrl.metrics.unspaced import space_characters
 from mlx_sumrl.rewards import OverlapReward, build_rewards, overlap
 
 

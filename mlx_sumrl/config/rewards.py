@@ -40,6 +40,7 @@ class RewardConfig(Room):
         "bertscore",
         "repetition",
         "ends_sentence",
+        "whole_sentences",
         "language",
         "extractiveness",
         "novelty",
@@ -51,7 +52,8 @@ class RewardConfig(Room):
     ]
     """`length` and `within`: the run's `length`. `rouge1` to `bertscore`: against the reference. `repetition`: minus
     the share of repeated n-grams. `ends_sentence`: 1 where the completion stopped by itself at the end of a sentence
-    and has no row of end marks before, else 0.
+    and has no row of end marks before, else 0. `whole_sentences`: the share of words that stand in whole sentences, 0
+    where it did not stop by itself or has such a row.
     `language`: 1 where the completion is in its document's language, else 0.
     `extractiveness`: share of words in fragments copied from the document; `novelty`: share of word n-grams that it
     does not have. `entity_coverage`: share of names and numbers that are mentioned. `format_bullets` and `json_schema`:
@@ -70,6 +72,9 @@ class RewardConfig(Room):
     ngram_of: Literal["tokens", "words"] = "tokens"
     """What these n-grams are of. A name of several tokens is a repeated n-gram of tokens wherever it stands again, and
     one word."""
+    min_words: int = Field(default=4, gt=0)
+    """Fewest words of what `whole_sentences` calls a sentence. Paid for any, a policy fills the length with
+    ``I know. It is.``"""
     novel_ngram: int = Field(default=2, gt=0)
     """Words of an n-gram that `novelty` looks for in the document."""
     entities_of: Literal["reference", "document"] = "reference"

@@ -14,6 +14,8 @@ import re
 
 import regex
 
+from mlx_sumrl.metrics.words import words
+
 _CLOSING = r"\"'”’»)\]）】」』"  # noqa: RUF001
 END_MARKS = ".!?…。！？｡।॥۔؟"  # noqa: RUF001
 _END = regex.compile(rf"(?:[.!?…]+[{_CLOSING}]*(?=\s)|[。！？｡]+[{_CLOSING}]*)\s*")  # noqa: RUF001
@@ -92,13 +94,49 @@ def _is_end(sentence: str, rest: str) -> bool:
     if word is None:  # a number, a closing mark
         return True
     abbreviation = word[0][:-1].lower()
-    if abbreviation in _NEVER_LAST or (len(abbreviation) == 1 and word[0][0].isupper() and word[0] != "I."):
+    if _never_last(word[0]):
         return False
-    if abbreviation in _MAY_BE_LAST or "." in abbreviation:
+    if _may_be_last(abbreviation):
         following = re.search(r"\w+", rest)
         number = abbreviation == "no" and following is not None and following[0][0].isdigit()
         return not number and following is not None and following[0].lower() in _STARTERS
     return True
+
+
+def _never_last(word: str) -> bool:
+    bare = word[:-1].lower()
+    return bare in _NEVER_LAST or (len(bare) == 1 and word[0].isupper() and word != "I.")
+
+
+def _may_be_last(abbreviation: str) -> bool:
+    return abbreviation in _MAY_BE_LAST or "." in abbreviation
+
+
+def whole_share(text: str, min_words: int) -> float:
+    """The share of the words of ``text`` that stand in whole sentences; 0 for a text without words.
+
+    Whole is a sentence that ends with an end mark, has ``min_words`` words or more, and is not one of fragments with
+    dots between them (``It works. the method. it is.``): no end of a sentence but of an abbreviation, a quotation or an
+    ellipsis has a small letter after it.
+    """
+    whole = sum(len(words(one)) for one in sentences(text) if _is_whole(one, min_words))
+    return whole / max(len(words(text)), 1)
+
+
+def _is_whole(sentence: str, min_words: int) -> bool:
+    return ends_sentence(sentence) and len(words(sentence)) >= min_words and not _is_broken(sentence)
+
+
+def _is_broken(sentence: str) -> bool:
+    for match in _END.finditer(sentence):
+        before, after = sentence[: match.end()].rstrip(), sentence[match.end() :]
+        ellipsis_or_quoted = before.endswith(("..", "…")) or before[-1] not in END_MARKS
+        if not after[:1].islower() or ellipsis_or_quoted or _NUMBERED.fullmatch(before):
+            continue
+        word = _LAST_WORD.search(before)
+        if word is None or not (_never_last(word[0]) or _may_be_last(word[0][:-1].lower())):
+            return True
+    return False
 
 
 def ends_sentence(text: str) -> bool:

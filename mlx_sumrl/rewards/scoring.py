@@ -22,7 +22,7 @@ from mlx_sumrl.rewards.length import LengthReward, WithinReward
 from mlx_sumrl.rewards.overlap import OverlapReward
 from mlx_sumrl.rewards.repetition import RepetitionReward
 from mlx_sumrl.rewards.reward import Reward, group_shape
-from mlx_sumrl.rewards.sentence import EndsSentenceReward
+from mlx_sumrl.rewards.sentence import EndsSentenceReward, WholeSentencesReward
 from mlx_sumrl.rollouts.types import Group
 
 
@@ -181,6 +181,8 @@ def _build(config: RewardConfig, length: LengthConfig) -> Reward:
             return JsonSchemaReward(config.label, load_schema(config.schema_file))
         case "ends_sentence":
             return EndsSentenceReward(config.label)
+        case "whole_sentences":
+            return WholeSentencesReward(config.label, config.min_words)
         case "repetition":
             return RepetitionReward(config.label, config.ngram, config.ngram_of)
         case "judge":

@@ -1,7 +1,9 @@
-"""A reward for texts that end where a sentence does: whoever is paid for a length alone stops in the middle of one.
+"""Rewards for whole sentences: whoever is paid for a length alone stops in the middle of one.
 
 A row of end marks ends nothing: paid for any, a policy filled the length with ``!!!!!!``, which ROUGE does not see;
-and paid where only the last may be no row, with ``#Person1# agrees...... #Person2# agrees.``
+and paid where only the last may be no row, with ``#Person1# agrees...... #Person2# agrees.`` Paid for where a text
+ends, a policy makes ends: ``We show that our approach. the proposed method. the proposed method.`` So there is a reward
+for all of a text's sentences, too, in which such fragments count as none.
 """
 
 from __future__ import annotations
@@ -13,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mlx_sumrl.metrics.sentences import END_MARKS, ends_sentence
+from mlx_sumrl.metrics.sentences import END_MARKS, ends_sentence, whole_share
 from mlx_sumrl.rewards.reward import score_each
-from mlx_sumrl.rollouts.types import Group
+from mlx_sumrl.rollouts.types import Completion, Group
 
 # Possessive, since a text may be hundreds of marks: giving back what was matched would take cubic time, and never help.
 _ROW_AT_END = re.compile(rf"[{END_MARKS}](?:\s*[{END_MARKS}]){{3,}}+\W*+$")
@@ -32,10 +34,36 @@ class EndsSentenceReward:
         """Shape [P, G], values 0 and 1."""
         return score_each(
             groups,
-            lambda _, completion: float(completion.finish_reason == "stop" and whole(completion.text)),
+            lambda _, completion: float(
+                completion.finish_reason == "stop"
+                and ends_sentence(completion.text)
+                and not has_row_of_marks(completion.text)
+            ),
         )
 
 
-def whole(text: str) -> bool:
-    """Whether ``text`` ends with an end mark, or three at most (``?!``, ``...``) in a row, and has no row before."""
-    return ends_sentence(text) and _ROW_AT_END.search(text) is None and _ROW_BEFORE.search(text) is None
+@dataclass(frozen=True, slots=True)
+class WholeSentencesReward:
+    """Share of words in whole sentences where a completion stopped by itself, with no row of end marks; else 0.
+
+    See `whole_share`. Of the sentences of people's summaries 7 % (posts), 1 % (dialogues) and .2 % (articles) have
+    fewer than four words.
+    """
+
+    name: str
+    min_words: int
+
+    def __call__(self, groups: Sequence[Group]) -> NDArray[np.float64]:
+        """Shape [P, G], from 0 to 1."""
+
+        def paid(completion: Completion) -> float:
+            if completion.finish_reason != "stop" or has_row_of_marks(completion.text):
+                return 0.0
+            return whole_share(completion.text, self.min_words)
+
+        return score_each(groups, lambda _, completion: paid(completion))
+
+
+def has_row_of_marks(text: str) -> bool:
+    """Whether ``text`` has more than three end marks (``?!``, ``...``) in a row at its end, or a row before it."""
+    return _ROW_AT_END.search(text) is not None or _ROW_BEFORE.search(text) is not None

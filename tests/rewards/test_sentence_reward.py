@@ -36,3 +36,46 @@ def test_whole_sentences_that_ended_by_themselves(completion, group, text, reaso
     [reward] = build_rewards(stage, LengthConfig()).rewards
     assert reward.name == "ends_sentence"
     np.testing.assert_array_equal(reward([group(completion(3, reason, text))]), [[expected]])
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "expected"),
+    [
+        ("Ben is very late.", "stop", 1),
+        ("Ben is very late. Anna agrees with", "stop", 4 / 7),
+        ("Ben is very late. Anna agrees.", "stop", 4 / 6),  # two words are a fragment
+        ("Ben is very late. Anna agrees.", "length", 0),
+        ("Ben is very late. Anna agrees with him...... He left.", "stop", 0),
+        ("Ben is very late.!!!!!!!!", "stop", 0),
+        ("", "stop", 0),
+        ("...", "stop", 0),
+        # Fragments with dots between them are one sentence, and broken.
+        ("Ben is late. the new bus. it is.", "stop", 0),
+        ("Anna is not late today. Ben is late. the new bus.", "stop", 5 / 11),
+        ("Is Ben late? the bus is late too.", "stop", 0),
+        # Small letters that go on after what is no end.
+        ("Ben, i.e. the boy, was late, e.g. for the bus.", "stop", 1),
+        ("Ben works for Apple Inc. in the city.", "stop", 1),
+        ("Ben came at 9 a.m. on the bus.", "stop", 1),
+        ("Ben waited… then he went home.", "stop", 1),
+        ('"Are you late?" she asked Ben.', "stop", 1),
+        ("1. ben is late today.", "stop", 1),
+        ("ben is very late today.", "stop", 1),  # a text may begin with one
+        ("本来晚了。安娜走了。", "stop", 1),  # characters are words
+        ("बेन आज देर से आया।", "stop", 1),
+    ],
+)
+def test_the_share_of_words_in_whole_sentences(completion, group, text, reason, expected):
+    stage = StageConfig.model_validate({"name": "s", "steps": 1, "rewards": [{"kind": "whole_sentences"}]})
+    [reward] = build_rewards(stage, LengthConfig()).rewards
+    assert reward.name == "whole_sentences"
+    np.testing.assert_allclose(reward([group(completion(3, reason, text))]), [[expected]])
+
+
+def test_how_many_words_a_sentence_has_is_an_option(completion, group):
+    options = {"kind": "whole_sentences", "min_words": 2}
+    stage = StageConfig.model_validate({"name": "s", "steps": 1, "rewards": [options]})
+    [reward] = build_rewards(stage, LengthConfig()).rewards
+    texts = ["Ben is very late. Anna agrees.", "Ben is very late. Yes."]
+    scored = reward([group(*(completion(3, "stop", text) for text in texts))])
+    np.testing.assert_allclose(scored, [[1, 4 / 5]])

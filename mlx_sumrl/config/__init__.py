@@ -42,7 +42,7 @@ from mlx_sumrl.config.prepare import (
     SourceConfig,
     SplitConfig,
 )
-from mlx_sumrl.config.rewards import Credit, GateConfig, RewardConfig, ScoringConfig
+from mlx_sumrl.config.rewards import SENTENCE_WORDS, Credit, GateConfig, RewardConfig, ScoringConfig
 from mlx_sumrl.config.rollouts import DEFAULT_LENGTH_UNIT, LengthConfig, LengthUnit, SamplingConfig
 from mlx_sumrl.config.room import Room
 from mlx_sumrl.config.run import EvaluationConfig, Phase, ReportingConfig, RunConfig
@@ -70,6 +70,7 @@ __all__ = [
     "DEFAULT_DTYPE",
     "DEFAULT_LENGTH_UNIT",
     "REFERENCE_BITS",
+    "SENTENCE_WORDS",
     "STEP_METRICS",
     "AnswerConfig",
     "AnswerFilterConfig",

@@ -12,6 +12,9 @@ from mlx_sumrl.config.room import Room
 Credit = Literal["all", "stop", "content"]
 """The decisions that a reward pays for."""
 
+SENTENCE_WORDS = 4
+"""Of the sentences of people's summaries 7 % (posts), 1 % (dialogues) and .2 % (articles) have fewer words."""
+
 
 class GateConfig(Room):
     """A condition on another reward of the same stage."""
@@ -72,7 +75,7 @@ class RewardConfig(Room):
     ngram_of: Literal["tokens", "words"] = "tokens"
     """What these n-grams are of. A name of several tokens is a repeated n-gram of tokens wherever it stands again, and
     one word."""
-    min_words: int = Field(default=4, gt=0)
+    min_words: int = Field(default=SENTENCE_WORDS, gt=0)
     """Fewest words of what `whole_sentences` calls a sentence. Paid for any, a policy fills the length with
     ``I know. It is.``"""
     novel_ngram: int = Field(default=2, gt=0)

@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from mlx_sumrl.config import SENTENCE_WORDS
 from mlx_sumrl.data.languages import keeps_language
 from mlx_sumrl.metrics.bleu import bleu
 from mlx_sumrl.metrics.chrf import chrf
@@ -18,7 +19,7 @@ from mlx_sumrl.metrics.entities import entity_coverage
 from mlx_sumrl.metrics.extractiveness import compression, coverage, density, novelty
 from mlx_sumrl.metrics.meteor import meteor
 from mlx_sumrl.metrics.rouge import ROUGE_NAMES, rouge
-from mlx_sumrl.metrics.sentences import ends_sentence
+from mlx_sumrl.metrics.sentences import ends_sentence, whole_share
 
 Metrics = dict[str, float | None]
 Combine = Literal["best", "mean"]
@@ -30,7 +31,7 @@ REFERENCE_METRICS = (*ROUGE_NAMES, "meteor", "bleu", "chrf", "entity_coverage")
 of them, too."""
 DOCUMENT_METRICS = (
     *("compression", "coverage", "density", "novelty_1", "novelty_2", "novelty_3"),
-    *("distinct_1", "distinct_2", "language_kept", "ends_sentence"),
+    *("distinct_1", "distinct_2", "language_kept", "ends_sentence", "whole_sentences"),
 )
 """Those that look at the text, or at the text and its document."""
 
@@ -87,6 +88,7 @@ def document_metrics(text: str, document: str) -> Metrics:
         **{f"distinct_{n}": distinct([text], n) for n in (1, 2)},
         "language_kept": float(keeps_language(text, document)),
         "ends_sentence": float(ends_sentence(text)),
+        "whole_sentences": whole_share(text, SENTENCE_WORDS),
     }
 
 

@@ -131,7 +131,11 @@ _LANGUAGE = [
             "share of the reference's names and numbers that are in the summary (heuristic)",
         ),
         language_kept=("Language kept", "written in the language of the document"),
-        ends_sentence=("Whole sentences", "the text ends where a sentence does"),
+        ends_sentence=("Ends a sentence", "the text ends where a sentence does"),
+        whole_sentences=(
+            "Whole sentences",
+            "share of the words in sentences of four words and more that begin and end as such",
+        ),
     ),
     Metric(
         "perplexity",

@@ -46,8 +46,7 @@ class EndsSentenceReward:
 class WholeSentencesReward:
     """Share of words in whole sentences where a completion stopped by itself, with no row of end marks; else 0.
 
-    See `whole_share`. Of the sentences of people's summaries 7 % (posts), 1 % (dialogues) and .2 % (articles) have
-    fewer than four words.
+    See `whole_share`.
     """
 
     name: str

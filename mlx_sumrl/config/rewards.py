@@ -55,8 +55,8 @@ class RewardConfig(Room):
     ]
     """`length` and `within`: the run's `length`. `rouge1` to `bertscore`: against the reference. `repetition`: minus
     the share of repeated n-grams. `ends_sentence`: 1 where the completion stopped by itself at the end of a sentence
-    and has no row of end marks before, else 0. `whole_sentences`: the share of words that stand in whole sentences, 0
-    where it did not stop by itself or has such a row.
+    and has no row of end marks before, else 0. `whole_sentences`: so where
+    all of its sentences are whole: of `min_words` and more, none of them fragments with dots between.
     `language`: 1 where the completion is in its document's language, else 0.
     `extractiveness`: share of words in fragments copied from the document; `novelty`: share of word n-grams that it
     does not have. `entity_coverage`: share of names and numbers that are mentioned. `format_bullets` and `json_schema`:

@@ -19,7 +19,7 @@ from mlx_sumrl.metrics.entities import entity_coverage
 from mlx_sumrl.metrics.extractiveness import compression, coverage, density, novelty
 from mlx_sumrl.metrics.meteor import meteor
 from mlx_sumrl.metrics.rouge import ROUGE_NAMES, rouge
-from mlx_sumrl.metrics.sentences import ends_sentence, whole_share
+from mlx_sumrl.metrics.sentences import ends_sentence, is_whole
 
 Metrics = dict[str, float | None]
 Combine = Literal["best", "mean"]
@@ -88,7 +88,7 @@ def document_metrics(text: str, document: str) -> Metrics:
         **{f"distinct_{n}": distinct([text], n) for n in (1, 2)},
         "language_kept": float(keeps_language(text, document)),
         "ends_sentence": float(ends_sentence(text)),
-        "whole_sentences": whole_share(text, SENTENCE_WORDS),
+        "whole_sentences": float(is_whole(text, SENTENCE_WORDS)),
     }
 
 

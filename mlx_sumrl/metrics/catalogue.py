@@ -134,7 +134,7 @@ _LANGUAGE = [
         ends_sentence=("Ends a sentence", "the text ends where a sentence does"),
         whole_sentences=(
             "Whole sentences",
-            "share of the words in sentences of four words and more that begin and end as such",
+            "every sentence has four words or more, and begins and ends as one",
         ),
     ),
     Metric(

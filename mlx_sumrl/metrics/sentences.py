@@ -112,18 +112,18 @@ def _may_be_last(abbreviation: str) -> bool:
     return abbreviation in _MAY_BE_LAST or "." in abbreviation
 
 
-def whole_share(text: str, min_words: int) -> float:
-    """The share of the words of ``text`` that stand in whole sentences; 0 for a text without words.
+def is_whole(text: str, min_words: int) -> bool:
+    """Whether ``text`` is whole sentences, one or more, and nothing else.
 
     Whole is a sentence that ends with an end mark, has ``min_words`` words or more, and is not one of fragments with
     dots between them (``It works. the method. it is.``): no end of a sentence but of an abbreviation, a quotation or an
     ellipsis has a small letter after it.
     """
-    whole = sum(len(words(one)) for one in sentences(text) if _is_whole(one, min_words))
-    return whole / max(len(words(text)), 1)
+    found = sentences(text)
+    return bool(found) and all(_is_sentence(one, min_words) for one in found)
 
 
-def _is_whole(sentence: str, min_words: int) -> bool:
+def _is_sentence(sentence: str, min_words: int) -> bool:
     return ends_sentence(sentence) and len(words(sentence)) >= min_words and not _is_broken(sentence)
 
 

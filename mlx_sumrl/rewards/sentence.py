@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mlx_sumrl.metrics.sentences import END_MARKS, ends_sentence, whole_share
+from mlx_sumrl.metrics.sentences import END_MARKS, ends_sentence, is_whole
 from mlx_sumrl.rewards.reward import score_each
-from mlx_sumrl.rollouts.types import Completion, Group
+from mlx_sumrl.rollouts.types import Group
 
 # Possessive, since a text may be hundreds of marks: giving back what was matched would take cubic time, and never help.
 _ROW_AT_END = re.compile(rf"[{END_MARKS}](?:\s*[{END_MARKS}]){{3,}}+\W*+$")
@@ -44,23 +44,21 @@ class EndsSentenceReward:
 
 @dataclass(frozen=True, slots=True)
 class WholeSentencesReward:
-    """Share of words in whole sentences where a completion stopped by itself, with no row of end marks; else 0.
-
-    See `whole_share`.
-    """
+    """1 where a completion stopped by itself and is whole sentences (`is_whole`) with no row of end marks, else 0."""
 
     name: str
     min_words: int
 
     def __call__(self, groups: Sequence[Group]) -> NDArray[np.float64]:
-        """Shape [P, G], from 0 to 1."""
-
-        def paid(completion: Completion) -> float:
-            if completion.finish_reason != "stop" or has_row_of_marks(completion.text):
-                return 0.0
-            return whole_share(completion.text, self.min_words)
-
-        return score_each(groups, lambda _, completion: paid(completion))
+        """Shape [P, G], values 0 and 1."""
+        return score_each(
+            groups,
+            lambda _, completion: float(
+                completion.finish_reason == "stop"
+                and is_whole(completion.text, self.min_words)
+                and not has_row_of_marks(completion.text)
+            ),
+        )
 
 
 def has_row_of_marks(text: str) -> bool:

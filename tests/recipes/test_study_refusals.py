@@ -157,8 +157,8 @@ def test_the_shipped_study(monkeypatch: pytest.MonkeyPatch) -> None:
             "within",
             "repetition",
             "in_time",
-            "ends_sentence",
-            "ends_in_time",
+            "whole_sentences",
+            "whole_in_time",
         }
         assert quality == {"meteor", "rougeL"}
     by_method = {run.method: run.config.stages for run in runs}
@@ -172,7 +172,7 @@ def test_the_shipped_study(monkeypatch: pytest.MonkeyPatch) -> None:
         "length_only": {"length"},
         "published": quality,
         "joint": {"length", *quality},
-        "decoupled": {"length", "within", "in_time", "ends_sentence", "ends_in_time", "repetition", *quality},
+        "decoupled": {"length", "within", "in_time", "whole_sentences", "whole_in_time", "repetition", *quality},
         "cooled": {"length", "repetition", *quality},
         "staged_gated": {"length", "repetition", *quality},
         "separate": {"length", "within", "in_time", "repetition", *quality},
@@ -187,7 +187,7 @@ def test_the_shipped_study(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "all" not in credit.values()
     assert by_method["constrained"][-1].constraint is not None
     apart = {one.label: one.credit for one in by_method["decoupled"][-1].rewards}
-    assert (apart.pop("ends_sentence"), apart.pop("ends_in_time")) == ("content", "stop")
+    assert (apart.pop("whole_sentences"), apart.pop("whole_in_time")) == ("content", "stop")
     assert apart == {name: credit[name] for name in apart}, "as in `separate`"
     decoupled = next(run.config for run in runs if run.method == "decoupled")
     assert [phase.name for phase in decoupled.phases] == ["joint", "stopping", "cool"]

@@ -42,8 +42,8 @@ def test_whole_sentences_that_ended_by_themselves(completion, group, text, reaso
     ("text", "reason", "expected"),
     [
         ("Ben is very late.", "stop", 1),
-        ("Ben is very late. Anna agrees with", "stop", 4 / 7),
-        ("Ben is very late. Anna agrees.", "stop", 4 / 6),  # two words are a fragment
+        ("Ben is very late. Anna agrees with", "stop", 0),
+        ("Ben is very late. Anna agrees.", "stop", 0),  # two words are a fragment
         ("Ben is very late. Anna agrees.", "length", 0),
         ("Ben is very late. Anna agrees with him...... He left.", "stop", 0),
         ("Ben is very late.!!!!!!!!", "stop", 0),
@@ -51,7 +51,7 @@ def test_whole_sentences_that_ended_by_themselves(completion, group, text, reaso
         ("...", "stop", 0),
         # Fragments with dots between them are one sentence, and broken.
         ("Ben is late. the new bus. it is.", "stop", 0),
-        ("Anna is not late today. Ben is late. the new bus.", "stop", 5 / 11),
+        ("Anna is not late today. Ben is late. the new bus.", "stop", 0),
         ("Is Ben late? the bus is late too.", "stop", 0),
         # Small letters that go on after what is no end.
         ("Ben, i.e. the boy, was late, e.g. for the bus.", "stop", 1),
@@ -65,7 +65,7 @@ def test_whole_sentences_that_ended_by_themselves(completion, group, text, reaso
         ("बेन आज देर से आया।", "stop", 1),
     ],
 )
-def test_the_share_of_words_in_whole_sentences(completion, group, text, reason, expected):
+def test_every_sentence_is_whole(completion, group, text, reason, expected):
     stage = StageConfig.model_validate({"name": "s", "steps": 1, "rewards": [{"kind": "whole_sentences"}]})
     [reward] = build_rewards(stage, LengthConfig()).rewards
     assert reward.name == "whole_sentences"
@@ -78,4 +78,4 @@ def test_how_many_words_a_sentence_has_is_an_option(completion, group):
     [reward] = build_rewards(stage, LengthConfig()).rewards
     texts = ["Ben is very late. Anna agrees.", "Ben is very late. Yes."]
     scored = reward([group(*(completion(3, "stop", text) for text in texts))])
-    np.testing.assert_allclose(scored, [[1, 4 / 5]])
+    np.testing.assert_allclose(scored, [[1, 0]])

@@ -13,7 +13,8 @@ Credit = Literal["all", "stop", "content"]
 """The decisions that a reward pays for."""
 
 SENTENCE_WORDS = 4
-"""Of the sentences of people's summaries 7 % (posts), 1 % (dialogues) and .2 % (articles) have fewer words."""
+"""Words that a sentence has at least: fewer have, of those in people's summaries, 7 % (posts), 1 % (dialogues) and .2 %
+(articles)."""
 
 
 class GateConfig(Room):
@@ -55,8 +56,9 @@ class RewardConfig(Room):
     ]
     """`length` and `within`: the run's `length`. `rouge1` to `bertscore`: against the reference. `repetition`: minus
     the share of repeated n-grams. `ends_sentence`: 1 where the completion stopped by itself at the end of a sentence
-    and has no row of end marks before, else 0. `whole_sentences`: so where
-    all of its sentences are whole: of `min_words` and more, none of them fragments with dots between.
+    and has no row of end marks before, else 0. `whole_sentences`: 1 where it
+    stopped by itself and is nothing but whole sentences of `min_words` and more, none of them fragments with dots
+    between, else 0.
     `language`: 1 where the completion is in its document's language, else 0.
     `extractiveness`: share of words in fragments copied from the document; `novelty`: share of word n-grams that it
     does not have. `entity_coverage`: share of names and numbers that are mentioned. `format_bullets` and `json_schema`:
@@ -76,8 +78,8 @@ class RewardConfig(Room):
     """What these n-grams are of. A name of several tokens is a repeated n-gram of tokens wherever it stands again, and
     one word."""
     min_words: int = Field(default=SENTENCE_WORDS, gt=0)
-    """Fewest words of what `whole_sentences` calls a sentence. Paid for any, a policy fills the length with
-    ``I know. It is.``"""
+    """Fewest words of what `whole_sentences` calls a sentence (characters, where words have no spaces between). Paid
+    for any, a policy fills the length with ``I know. It is.``"""
     novel_ngram: int = Field(default=2, gt=0)
     """Words of an n-gram that `novelty` looks for in the document."""
     entities_of: Literal["reference", "document"] = "reference"
@@ -115,6 +117,10 @@ class RewardConfig(Room):
             raise ValueError("a reward needs `bullets: 5` exactly when its kind is `format_bullets`")
         if self.margin and self.kind != "within":
             raise ValueError(f"`margin` is for kind `within`; reward {self.label!r} is {self.kind!r}")
+        if self.min_words != SENTENCE_WORDS and self.kind != "whole_sentences":
+            raise ValueError(
+                f"`min_words` is for kind `whole_sentences`; reward {self.label!r} is {self.kind!r}"
+            )
         if self.max_words is not None and self.kind != "format_bullets":
             raise ValueError(
                 f"`max_words` is for kind `format_bullets`; reward {self.label!r} is {self.kind!r}"

@@ -7,7 +7,7 @@ from statistics import fmean, stdev
 
 from mlx_sumrl.metrics.catalogue import CATALOGUE
 
-_YES_OR_NO = frozenset(("within", "exact", "language_kept", "unfinished"))
+_YES_OR_NO = frozenset(("within", "exact", "language_kept", "unfinished", "ends_sentence", "whole_sentences"))
 
 
 def is_varied(name: str) -> bool:

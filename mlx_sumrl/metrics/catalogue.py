@@ -132,10 +132,7 @@ _LANGUAGE = [
         ),
         language_kept=("Language kept", "written in the language of the document"),
         ends_sentence=("Ends a sentence", "the text ends where a sentence does"),
-        whole_sentences=(
-            "Whole sentences",
-            "every sentence has four words or more, and begins and ends as one",
-        ),
+        whole_sentences=("Whole sentences", "no sentence is cut off, a fragment, or of a few words"),
     ),
     Metric(
         "perplexity",

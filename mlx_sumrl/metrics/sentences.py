@@ -18,7 +18,7 @@ from mlx_sumrl.metrics.words import words
 
 _CLOSING = r"\"'”’»)\]）】」』"  # noqa: RUF001
 END_MARKS = ".!?…。！？｡।॥۔؟"  # noqa: RUF001
-_END = regex.compile(rf"(?:[.!?…]+[{_CLOSING}]*(?=\s)|[。！？｡]+[{_CLOSING}]*)\s*")  # noqa: RUF001
+_END = regex.compile(rf"(?:[.!?…।॥۔؟]+[{_CLOSING}]*(?=\s)|[。！？｡]+[{_CLOSING}]*)\s*")  # noqa: RUF001
 _BEGINNING = regex.compile(r"[\"'“‘«(\[¿¡「『#@*\-–—•]*[\p{Lu}\p{Lt}\p{Lo}\p{Nd}]")  # noqa: RUF001
 _LAST_WORD = regex.compile(r"[\p{L}\p{M}.]+\.$")
 
@@ -63,6 +63,11 @@ _STARTERS = frozenset(
     )
 )
 """Words that often begin a sentence and hardly ever follow an abbreviation with a capital."""
+_MARKS_IN_A_ROW = re.compile(rf"[{END_MARKS}](?:\s*[{END_MARKS}])+")
+_ROWS = frozenset(("...", "……", "?!", "!?", "？！", "！？"))  # noqa: RUF001
+_SMALL_BEGINNING = regex.compile(r"[\"'“‘«(\[¿¡「『*\-–—•]*\p{Ll}")  # noqa: RUF001
+_OPENING = {'"': '"', "'": "'", "”": "“", "’": "‘", "»": "«", ")": "(", "]": "[", "）": "（", "】": "【"}  # noqa: RUF001
+_OPENING |= {"」": "「", "』": "『"}
 _NUMBERED = re.compile(r"\s*\(?\d{1,3}\.$")
 
 
@@ -115,12 +120,29 @@ def _may_be_last(abbreviation: str) -> bool:
 def is_whole(text: str, min_words: int) -> bool:
     """Whether ``text`` is whole sentences, one or more, and nothing else.
 
-    Whole is a sentence that ends with an end mark, has ``min_words`` words or more, and is not one of fragments with
-    dots between them (``It works. the method. it is.``): no end of a sentence but of an abbreviation, a quotation or an
-    ellipsis has a small letter after it.
+    Each ends with an end mark and has ``min_words`` words or more, together with what it quotes. None is made of
+    fragments with dots between them (``It works. the method. it is.``): a small letter follows an abbreviation, an
+    ellipsis and a quotation, and no other end. Nor are there rows of end marks other than ``...`` and ``?!``.
     """
-    found = sentences(text)
-    return bool(found) and all(_is_sentence(one, min_words) for one in found)
+    found = _with_quotations(sentences(text))
+    in_a_row = set(_MARKS_IN_A_ROW.findall(text))
+    return (
+        bool(found)
+        and in_a_row <= _ROWS
+        and not any(_SMALL_BEGINNING.match(sentence) for sentence in found[1:])
+        and all(_is_sentence(one, min_words) for one in found)
+    )
+
+
+def _with_quotations(found: list[str]) -> list[str]:
+    """Those that end in a closing mark together with what follows: ``"Late?" Anna asked.`` is one sentence."""
+    together: list[str] = []
+    for sentence in found:
+        if together and together[-1][-1] in _CLOSING:
+            together[-1] += " " + sentence
+        else:
+            together.append(sentence)
+    return together
 
 
 def _is_sentence(sentence: str, min_words: int) -> bool:
@@ -128,15 +150,23 @@ def _is_sentence(sentence: str, min_words: int) -> bool:
 
 
 def _is_broken(sentence: str) -> bool:
+    """Whether a small letter follows an end mark that ends neither an abbreviation nor an ellipsis nor a quotation."""
     for match in _END.finditer(sentence):
         before, after = sentence[: match.end()].rstrip(), sentence[match.end() :]
-        ellipsis_or_quoted = before.endswith(("..", "…")) or before[-1] not in END_MARKS
-        if not after[:1].islower() or ellipsis_or_quoted or _NUMBERED.fullmatch(before):
+        goes_on = before.endswith(("..", "…")) or _closes_quotation(before) or _NUMBERED.fullmatch(before)
+        if not after[:1].islower() or goes_on:
             continue
         word = _LAST_WORD.search(before)
         if word is None or not (_never_last(word[0]) or _may_be_last(word[0][:-1].lower())):
             return True
     return False
+
+
+def _closes_quotation(before: str) -> bool:
+    opening = _OPENING.get(before[-1])
+    if opening is None:
+        return False
+    return regex.search(rf"(?:^|[\s\p{{P}}]){regex.escape(opening)}(?=\S)", before[:-1]) is not None
 
 
 def ends_sentence(text: str) -> bool:

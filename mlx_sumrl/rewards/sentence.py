@@ -44,7 +44,7 @@ class EndsSentenceReward:
 
 @dataclass(frozen=True, slots=True)
 class WholeSentencesReward:
-    """1 where a completion stopped by itself and is whole sentences (`is_whole`) with no row of end marks, else 0."""
+    """1 where a completion stopped by itself and is whole sentences (`is_whole`), else 0."""
 
     name: str
     min_words: int
@@ -54,9 +54,7 @@ class WholeSentencesReward:
         return score_each(
             groups,
             lambda _, completion: float(
-                completion.finish_reason == "stop"
-                and is_whole(completion.text, self.min_words)
-                and not has_row_of_marks(completion.text)
+                completion.finish_reason == "stop" and is_whole(completion.text, self.min_words)
             ),
         )
 

@@ -1,7 +1,7 @@
 """A study's tables: for the terminal, as Markdown, and as JSON. Never imports mlx.
 
 Beside length and overlap each line says how the text holds up, so that a model that fills the length with noise looks
-bad: repeats, variety, whether it ends a sentence, and its perplexity under the model that no reward has touched; and
+bad: repeats, variety, whether it is whole sentences, and its perplexity under the model that no reward has touched; and
 the variety of all texts together, so that one that says the same of every document does, too.
 """
 
@@ -38,7 +38,7 @@ COLUMNS = {
     "repetition": Column("Repetition", "repeat"),
     "distinct_2": Column("Distinct-2", "dist-2"),
     "distinct_2_all": Column("Distinct-2, all", "all-2"),
-    "ends_sentence": Column("Ends a sentence", "ends"),
+    "whole_sentences": Column("Whole sentences", "whole"),
     MEDIAN: Column("Perplexity", "perpl.", percent=False),
 }
 CAPTION = "means over seeds ± their spread; percent, but for length and median perplexity"

@@ -113,5 +113,5 @@ def test_evaluate_reports_it(untouched: Any, asked: list[Example]) -> None:
         ('"', False),
     ],
 )
-def test_whole_sentences(text: str, ends: bool) -> None:
+def test_the_end_of_a_sentence(text: str, ends: bool) -> None:
     assert ends_sentence(text) is ends

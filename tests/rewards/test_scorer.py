@@ -25,6 +25,7 @@ TWO = ScoringConfig(processes=2)
 KINDS = [
     *({"kind": kind} for kind in ("rouge1", "rouge2", "rougeL", "rougeLsum", "meteor", "bleu", "chrf")),
     *({"kind": kind} for kind in ("length", "within", "repetition", "language", "extractiveness", "novelty")),
+    *({"kind": kind} for kind in ("ends_sentence", "whole_sentences")),
     {"kind": "entity_coverage", "gate": {"reward": "within"}},
     {"kind": "format_bullets", "bullets": 2, "max_words": 9},
     {"kind": "function", "function": "made_functions:distinct_letters"},

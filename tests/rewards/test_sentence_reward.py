@@ -63,6 +63,18 @@ def test_whole_sentences_that_ended_by_themselves(completion, group, text, reaso
         ("ben is very late today.", "stop", 1),  # a text may begin with one
         ("本来晚了。安娜走了。", "stop", 1),  # characters are words
         ("बेन आज देर से आया।", "stop", 1),
+        ("बेन आज देर से आया। वह है।", "stop", 0),  # each is judged
+        ("هل؟ هو؟ هي؟ نعم؟", "stop", 0),
+        ("他很好。", "stop", 0),  # three
+        # What is quoted belongs to who says it; a mark that closes nothing does not.
+        ('"Are you late?" Anna asked Ben.', "stop", 1),
+        ("“好。”他对安娜说。", "stop", 1),
+        ('We show it all." the method." it is." the.', "stop", 0),
+        ("The method is good now.\nof the proposed method is.", "stop", 0),
+        ("Ben waited... then he went home.", "stop", 1),
+        ("Is Ben late today?! He is not late.", "stop", 1),
+        ("Ben is very late. . Anna is very late.", "stop", 0),
+        ("Ben is very late.. Anna is very late.", "stop", 0),
     ],
 )
 def test_every_sentence_is_whole(completion, group, text, reason, expected):
@@ -79,3 +91,10 @@ def test_how_many_words_a_sentence_has_is_an_option(completion, group):
     texts = ["Ben is very late. Anna agrees.", "Ben is very late. Yes."]
     scored = reward([group(*(completion(3, "stop", text) for text in texts))])
     np.testing.assert_allclose(scored, [[1, 0]])
+
+
+def test_a_number_of_words_for_another_kind_is_refused():
+    with pytest.raises(
+        ValueError, match="`min_words` is for kind `whole_sentences`; reward 'length' is 'length'"
+    ):
+        StageConfig.model_validate({"name": "s", "steps": 1, "rewards": [{"kind": "length", "min_words": 2}]})

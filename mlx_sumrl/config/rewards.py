@@ -56,9 +56,8 @@ class RewardConfig(Room):
     ]
     """`length` and `within`: the run's `length`. `rouge1` to `bertscore`: against the reference. `repetition`: minus
     the share of repeated n-grams. `ends_sentence`: 1 where the completion stopped by itself at the end of a sentence
-    and has no row of end marks before, else 0. `whole_sentences`: 1 where it
-    stopped by itself and is nothing but whole sentences of `min_words` and more, none of them fragments with dots
-    between, else 0.
+    and has no row of end marks before, else 0. `whole_sentences`: 1 where it stopped by itself and is nothing but whole
+    sentences of `min_words` and more, none of them fragments with dots between, else 0.
     `language`: 1 where the completion is in its document's language, else 0.
     `extractiveness`: share of words in fragments copied from the document; `novelty`: share of word n-grams that it
     does not have. `entity_coverage`: share of names and numbers that are mentioned. `format_bullets` and `json_schema`:

@@ -43,7 +43,8 @@ def test_rows_are_the_first_samples_and_the_others_stand_beside_them():
     assert found.summary["consistency_rouge1"] == pytest.approx(rouge / 2)
     assert found.summary["consistency_length"] == pytest.approx(1 / 4)
     # Of what is yes or no, or may be below 0, no share of the mean says anything.
-    assert not {"consistency_within", "consistency_exact", "consistency_length_error"} & set(found.summary)
+    unvaried = ("within", "exact", "length_error", "ends_sentence", "whole_sentences")
+    assert not {f"consistency_{name}" for name in unvaried} & set(found.summary)
     content = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert Evaluation.from_json(content) == found
     assert not [

@@ -136,4 +136,28 @@ def test_noise_of_the_right_length_looks_bad(shared: Path, tmp_path: Path) -> No
     assert value(looped, "distinct_2") < 0.1 < 0.5 < value(summaries, "distinct_2")
     for noise in (drawn, looped):
         assert value(noise, "rouge1") < 0.3 * value(summaries, "rouge1")
-        assert value(noise, "ends_sentence") < value(summaries, "ends_sentence")
+        for metric in ("ends_sentence", "whole_sentences"):
+            assert value(noise, metric) < value(summaries, metric)
+
+
+def test_one_text_for_every_document_looks_bad() -> None:
+    """By hand: each text has no pair of words twice, all four together have one in four."""
+    from mlx_sumrl.config import LengthConfig
+    from mlx_sumrl.data.example import Example
+    from mlx_sumrl.evaluation.score import score
+    from mlx_sumrl.rollouts.types import Completion, Group
+
+    def summary(*texts: str) -> dict[str, float | None]:
+        groups = [
+            Group(
+                Example(str(i), (1,), "p", "document", "reference"),
+                (Completion((1, 0), (0.0, 0.0), "stop", 0, text),),
+            )
+            for i, text in enumerate(texts)
+        ]
+        return score(groups, LengthConfig()).summary
+
+    same = summary(*["We propose a method."] * 4)
+    own = summary("Ben is very late.", "Anna asks for tea.", "They went home early.", "Nobody saw the car.")
+    assert (same["distinct_2"], own["distinct_2"]) == (1, 1)
+    assert (same["distinct_2_all"], own["distinct_2_all"]) == (1 / 4, 1)

@@ -16,6 +16,7 @@ from mlx_sumrl.study.tables import (
     Trained,
     budget_notes,
     budgets_table,
+    gap_notes,
     markdown,
     results_table,
     to_json,
@@ -36,7 +37,7 @@ def finish(study: StudyConfig, plan: Plan, console: Console, note: Note) -> list
     """Write and show everything; what could not be written."""
     sets = {title: lines_of(study, plan, title) for title in study.evaluations}
     trained = trained_of(plan)
-    notes = [*budget_notes(trained), *missing_notes(study, plan)]
+    notes = [*budget_notes(trained), *missing_notes(study, plan), *gap_notes(sets)]
     write_json(study.folder / "study.json", to_json(study.name, sets, trained, notes))
     with replacing(study.folder / "study.md") as file:
         file.write(markdown(study.name, sets, trained, notes).encode())

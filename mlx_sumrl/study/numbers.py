@@ -23,7 +23,7 @@ class Line:
     """Run or baseline -> its numbers; those that have none yet are left out."""
 
     def mean(self, metric: str) -> float | None:
-        """Over the seeds that have it; None where none has."""
+        """Over the seeds that have it (`gap_notes` tells of the others); None where none has."""
         known = self._known(metric)
         return fmean(known) if known else None
 

@@ -104,6 +104,21 @@ def budget_notes(trained: Sequence[Trained]) -> list[str]:
     ]
 
 
+def gap_notes(sets: Mapping[str, Sequence[Line]]) -> list[str]:
+    """A sentence for each mean of the tables that is one of some of its line's seeds only."""
+    found = []
+    for title, lines in sets.items():
+        for line in lines:
+            for metric, column in COLUMNS.items():
+                lacking = [run for run, numbers in line.files.items() if numbers.get(metric) is None]
+                if 0 < len(lacking) < len(line.files):
+                    found.append(
+                        f"{column.title} of {line.name} on {title} is a mean without {', '.join(lacking)}, whose "
+                        "file has no such number; without that file --resume measures anew"
+                    )
+    return found
+
+
 def markdown(
     name: str, sets: Mapping[str, Sequence[Line]], trained: Sequence[Trained], notes: Sequence[str]
 ) -> str:

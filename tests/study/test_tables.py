@@ -12,7 +12,7 @@ from rich.console import Console
 
 from mlx_sumrl.study.budgets import Budget
 from mlx_sumrl.study.numbers import MEDIAN, Line, line_of
-from mlx_sumrl.study.tables import Trained, budget_notes, markdown, results_table, to_json
+from mlx_sumrl.study.tables import Trained, budget_notes, gap_notes, markdown, results_table, to_json
 
 SUMMARIES = {
     "a-seed0": {
@@ -56,6 +56,15 @@ def test_means_and_spreads_over_the_seeds_that_are_there(lines: list[Line]) -> N
     medians = [np.median([3, 5, 1e9]), np.median([2, 4, 9, 11])]
     assert a.mean(MEDIAN) == pytest.approx(np.mean(medians)), "one noisy row moves no median"
     assert (a.mean("meteor"), a.spread("meteor"), noise.spread("within"), noise.mean(MEDIAN)) == (None,) * 4
+
+
+def test_a_mean_of_some_seeds_only_is_told() -> None:
+    """As where a study goes on that was begun before its metric was there; not where no seed has it."""
+    old, new = {"within": 1.0, "meteor": None}, {"within": 0.9, "meteor": None, "whole_sentences": 0.5}
+    lines = [Line("a", {"a-seed0": old, "a-seed1": new}), Line("b", {"b-seed0": new}), Line("c", {"c": old})]
+    (note,) = gap_notes({"held": lines})
+    assert note.startswith("Whole sentences of a on held is a mean without a-seed0,")
+    assert gap_notes({"held": lines[1:]}) == []
 
 
 def test_the_tables_say_the_numbers(lines: list[Line]) -> None:

@@ -119,7 +119,7 @@ def train_grpo(
 ) -> None:
     """GRPO, in place, through the stages of a curriculum, with ``stopping`` among them where that is given.
 
-    Where ``stages`` is left out they are those of `recipes.grpo_staged`, with their temperature, rates and KL.
+    Where ``stages`` is left out they are those of `recipes.grpo_staged`, with their temperature, rates, KL and phase.
     ``options`` are rooms of `RunConfig` (``length={"target": 64}``, ``grpo={...}``, ``stages=[...]``). ``run``
     names a folder for metrics, rollouts and checkpoints; without one nothing is written. Raises `UserError`.
     """
@@ -132,7 +132,8 @@ def train_grpo(
         name: room.model_dump(exclude_unset=True) if isinstance(room, BaseModel) else room
         for name, room in options.items()
     }
-    config = with_rate(_run_config(policy, tree.merged(laid_under(given), given)), policy)
+    laid = laid_under({**given, "policy": {"tuning": policy.options.tuning}})
+    config = with_rate(_run_config(policy, tree.merged(laid, given)), policy)
     read = text_tokens(config.length) if config.stopping else 0
     _check_context(policy, examples, max(config.sampling.max_tokens, read))
     for stage in config.stages:

@@ -136,9 +136,10 @@ class TestEveryConfig:
     @pytest.mark.parametrize("recipe", RECIPES)
     def test_no_stage_forgets_the_length(self, file: Path, recipe: str, parse: Parse) -> None:
         """Each pays for the length itself, and quality behind a gate, or beside a constraint that keeps the length, or
-        only for decisions that the length is not made of."""
+        only for decisions that the length is not made of, or before the length is taught."""
         config = parse("--config", str(file), recipe=recipe)
         for stage in config.stages:
+            taught = config.stopping in config.phases[config.phases.index(stage) :]
             rewards = {reward.label: reward for reward in stage.rewards}
             assert rewards["length"].weight > 0
             assert rewards["length"].gate is None
@@ -148,7 +149,7 @@ class TestEveryConfig:
                 gated = reward.gate is not None and reward.gate.reward == "within"
                 kept = stage.constraint is not None and stage.constraint.reward == "within"
                 apart = (rewards["length"].credit, reward.credit) == ("stop", "content")
-                assert gated or kept or apart or reward.weight == 0
+                assert gated or kept or apart or taught or reward.weight == 0
         assert all(reward.weight > 0 for reward in quality), "in the last stage"
 
 
@@ -206,7 +207,8 @@ class TestRedditPosts:
         assert config.policy.tuning == "lora"
         assert config.policy.gradient_checkpointing
         assert config.checkpoint.every == 25
-        assert [stage.name for stage in config.stages] == ["constrained"]
+        assert [stage.name for stage in config.stages] == ["joint", "cool"]
+        assert config.stopping is not None
         assert parse("--config", path_of(name), recipe="grpo_joint").stages == config.stages
         full = parse("--config", path_of(name), *FULL)
         assert full.policy.dtype == "bfloat16"

@@ -13,12 +13,14 @@ from mlx_sumrl.config import RunConfig, StageConfig, StudyConfig
 from mlx_sumrl.options.command_line import parse, parse_command
 from mlx_sumrl.training.peak_rate import peak_rate
 from mlx_sumrl.training.schedule import learning_rate
-from mlx_sumrl.training.stages import CURRICULUM, laid_under, what_is_left_out
+from mlx_sumrl.training.stages import CONSTRAINED, CURRICULUM, laid_under, what_is_left_out
 from recipes.study_plan import planned
 
 from .programs import LACKING, ROOT, Program, tiny_job, write_options
 
-WON = "constrained"
+WON = "decoupled"
+WON_WITHOUT = "constrained"
+"""Of those that learn from rewards alone."""
 
 
 def by_default(*argv: str) -> RunConfig:
@@ -34,15 +36,20 @@ def rates(config: RunConfig, stage: StageConfig) -> list[float]:
 
 
 @pytest.mark.usefixtures("wordnet", "shared")
-def test_it_is_what_won_the_study(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("method", "argv"), [(WON, ()), (WON_WITHOUT, ("--stopping", "null"))])
+def test_it_is_what_won_the_study(
+    method: str, argv: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(ROOT)
     study = ["--config", "recipes/configs/study.yaml"]
     command = parse_command(StudyConfig, study, prog="", description="", based=("options",))
     assert not isinstance(command.run, Path)
     runs = [one.run for one in planned(command.run).subjects if one.run is not None]
-    won = next(run.config for run in runs if run.method == WON)
-    own = by_default()
+    won = next(run.config for run in runs if run.method == method)
+    own = by_default(*argv)
     assert (own.sampling, own.grpo, own.length) == (won.sampling, won.grpo, won.length)
+    assert (own.stopping is None) == bool(argv)
+    assert own.stopping == won.stopping
     assert (own.policy.tuning, own.policy.lora) == (won.policy.tuning, won.policy.lora)
     rate = {"learning_rate"}
     assert own.optimizer.model_dump(exclude=rate) == won.optimizer.model_dump(exclude=rate)
@@ -54,16 +61,16 @@ def test_it_is_what_won_the_study(monkeypatch: pytest.MonkeyPatch) -> None:
         assert rates(own, mine) == pytest.approx(rates(won, theirs))
 
 
-@pytest.fixture
-def whole() -> RunConfig:
-    """With WordNet."""
-    return parse(RunConfig, ["--policy.model", "models/mine"], prog="", description="", defaults=CURRICULUM)
-
-
 @pytest.mark.usefixtures("no_wordnet")
-def test_without_wordnet_rouge_has_the_weight_of_both(whole: RunConfig) -> None:
-    left = by_default()
-    for before, after in zip(whole.stages, left.stages, strict=True):
+@pytest.mark.parametrize(
+    ("stages", "argv"), [(CURRICULUM["stages"], ()), (CONSTRAINED["stages"], ("--policy.tuning", "full"))]
+)
+def test_without_wordnet_rouge_has_the_weight_of_both(
+    stages: list[dict[str, Any]], argv: tuple[str, ...]
+) -> None:
+    whole = [StageConfig.model_validate(stage) for stage in stages]
+    left = by_default(*argv)
+    for before, after in zip(whole, left.stages, strict=True):
         paid = {reward.label: reward.weight for reward in before.rewards}
         assert {reward.label: reward.weight for reward in after.rewards} == {
             **{name: weight for name, weight in paid.items() if name != "meteor"},
@@ -73,8 +80,8 @@ def test_without_wordnet_rouge_has_the_weight_of_both(whole: RunConfig) -> None:
     said = what_is_left_out(left.stages)
     assert said is not None
     assert said.endswith(LACKING)
-    assert what_is_left_out(whole.stages) is None, "of one's own stages nothing is left out"
-    other = by_default("--stages.0.rewards.0.weight", "9", "--stages.0.steps", "3")
+    assert what_is_left_out(whole) is None, "of one's own stages nothing is left out"
+    other = by_default(*argv, "--stages.0.rewards.0.weight", "9", "--stages.0.steps", "3")
     assert what_is_left_out(other.stages) == said, "whatever else is changed"
 
 
@@ -110,9 +117,32 @@ class TestWhatIsGiven:
 
     def test_one_entry_changed_is_still_the_recipes(self) -> None:
         own = by_default("--stages.0.learning_rate", "0.25", "--stages.0.steps", "7")
-        assert [stage.steps for stage in own.stages] == [7]
+        assert [stage.steps for stage in own.stages] == [7, 40]
         assert own.sampling.temperature == CURRICULUM["sampling"]["temperature"]
         assert max(rates(own, own.stages[0])) == 0.25
+
+    @pytest.mark.parametrize(
+        "argv",
+        [
+            ("--policy.tuning", "full"),
+            ("--length.unit", "words"),
+            ("--answer.after", "</think>"),
+            ("--stopping", "null"),
+            ("--sampling.top_k", "20"),
+            ("--sampling.top_p", "0.9"),
+        ],
+    )
+    def test_when_to_stop_is_taught_where_it_can_be(self, argv: tuple[str, str]) -> None:
+        """And where it is not, or no reward can pay for it alone, the share within is kept by rewards."""
+        assert by_default(*argv).stopping is None
+        assert [stage.name for stage in by_default(*argv).stages] == ["constrained"]
+        steps = by_default("--stopping.steps", "7")
+        assert steps.stopping is not None
+        assert (steps.stopping.steps, steps.stopping.when) == (7, "before")
+        assert by_default("--length.unit", "tokens", "--policy.tuning", "dora") == by_default(
+            "--policy.tuning", "dora"
+        )
+        assert by_default("--policy.tuning", "dora").stopping is not None
 
     def test_a_warm_up_by_share_takes_the_place_of_steps(self) -> None:
         own = by_default("--optimizer.warmup_ratio", "0.1")

@@ -198,7 +198,8 @@ def test_the_code_for_a_real_model_is_right(tmp_path: Path, monkeypatch: pytest.
     exec(compile(block[1], "real", "exec"), names)
 
     assert asked["splits"] == [("mlabonne/smoltldr", "train"), ("mlabonne/smoltldr", "validation")]
-    assert asked["stages"] == [(stage["name"], stage["steps"]) for stage in CURRICULUM["stages"]]
+    first, last = ((stage["name"], stage["steps"]) for stage in CURRICULUM["stages"])
+    assert asked["stages"] == [first, ("stopping", CURRICULUM["stopping"]["steps"]), last]
     assert asked["export"] == "reddit-adapter"
     config = asked["config"]
     assert (config.length.target, config.length.tolerance) == (

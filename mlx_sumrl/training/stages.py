@@ -82,30 +82,51 @@ def laid_under(given: Mapping[str, Any]) -> Options:
     The curriculum where they have no stages, and nothing where they have: its temperature, schedule and KL were made
     for its own stages. Where there is no WordNet, METEOR's weight goes to ROUGE-L.
 
-    When to stop is taught where that can be: lengths in tokens, counted from the first; and to adapters, since the
-    small steps that full tuning takes by default would teach it in no time worth waiting for; and where every token may
-    be drawn, so that a reward can pay for stopping alone. Elsewhere, and where ``stopping`` is given as null, it is
-    `CONSTRAINED`.
+    When to stop is taught where that can be: one length for all, in tokens, counted from the first (a number that is
+    told takes hundreds of steps more); and to adapters, since the small steps that full tuning takes by default would
+    teach it in no time worth waiting for; and where every token may be drawn, so that a reward can pay for stopping
+    alone; and where each reward is normalised by itself, since their weights are shares. Elsewhere, and where
+    ``stopping`` is given as null, it is `CONSTRAINED`.
     """
     if given.get("stages") is not None:
         return {}
     own = CURRICULUM if _teaches_when_to_stop(given) else CONSTRAINED
     own = {**own, "stages": _payable(own["stages"], wordnet_is_there())}
-    if "warmup_ratio" in (given.get("optimizer") or {}):
+    if "warmup_ratio" in _room(given, "optimizer"):
         own["optimizer"] = {name: value for name, value in own["optimizer"].items() if name != "warmup_steps"}
     return own
 
 
+def _room(given: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Options of a room; none where it is no room at all, which validation says better."""
+    room = given.get(name)
+    return room if isinstance(room, Mapping) else {}
+
+
 def _teaches_when_to_stop(given: Mapping[str, Any]) -> bool:
-    def option(room: str, name: str, default: Any) -> Any:
-        return (given.get(room) or {}).get(name, default)
+    """Values from a command line may be text still."""
+
+    def is_or_left_out(room: str, name: str, value: str | float) -> bool:
+        found = _room(given, room).get(name, value)
+        if isinstance(value, str):
+            return bool(found == value)
+        try:
+            return float(found) == value
+        except (TypeError, ValueError):  # validation will say
+            return True
 
     left_out = "stopping" in given and given["stopping"] is None
-    in_tokens = option("length", "unit", DEFAULT_LENGTH_UNIT) == DEFAULT_LENGTH_UNIT
-    of_the_whole = not option("answer", "after", None)
-    adapters = option("policy", "tuning", None) != "full"
-    from_all = option("sampling", "top_p", 1) == 1 and option("sampling", "top_k", 0) == 0
-    return not left_out and in_tokens and of_the_whole and adapters and from_all
+    one_length = not _room(given, "length").get("targets")
+    in_tokens = is_or_left_out("length", "unit", DEFAULT_LENGTH_UNIT)
+    of_the_whole = not _room(given, "answer").get("after")
+    adapters = _room(given, "policy").get("tuning") != "full"
+    from_all = is_or_left_out("sampling", "top_p", 1.0) and is_or_left_out("sampling", "top_k", 0.0)
+    by_shares = (
+        is_or_left_out("grpo", "normalize_rewards", "each")
+        and is_or_left_out("grpo", "scale_advantages", "group")
+        and _room(given, "grpo").get("loss") != "dr_grpo"
+    )
+    return not left_out and one_length and in_tokens and of_the_whole and adapters and from_all and by_shares
 
 
 def what_is_left_out(stages: Sequence[StageConfig]) -> str | None:

@@ -130,6 +130,10 @@ class TestWhatIsGiven:
             ("--stopping", "null"),
             ("--sampling.top_k", "20"),
             ("--sampling.top_p", "0.9"),
+            ("--length.targets", "[24, 48]"),
+            ("--grpo.loss", "dr_grpo"),
+            ("--grpo.scale_advantages", "none"),
+            ("--grpo.normalize_rewards", "sum"),
         ],
     )
     def test_when_to_stop_is_taught_where_it_can_be(self, argv: tuple[str, str]) -> None:
@@ -143,6 +147,25 @@ class TestWhatIsGiven:
             "--policy.tuning", "dora"
         )
         assert by_default("--policy.tuning", "dora").stopping is not None
+
+    @pytest.mark.parametrize(
+        "argv",
+        [
+            ("--sampling.top_p", "1"),
+            ("--sampling.top_p", "1.0"),
+            ("--sampling.top_k", "0"),
+            ("--length.targets", "[]"),
+            ("--grpo.loss", "gspo"),
+            ("--grpo.normalize_rewards", "each"),
+        ],
+    )
+    def test_saying_what_holds_anyway_changes_nothing(self, argv: tuple[str, str]) -> None:
+        assert by_default(*argv).stages == by_default().stages
+        assert by_default(*argv).stopping == by_default().stopping
+
+    @pytest.mark.parametrize("room", ["length", "sampling", "answer", "policy", "grpo", "optimizer"])
+    def test_a_room_that_is_none_is_left_to_validation(self, room: str) -> None:
+        assert laid_under({room: "64"})["stages"]
 
     def test_a_warm_up_by_share_takes_the_place_of_steps(self) -> None:
         own = by_default("--optimizer.warmup_ratio", "0.1")

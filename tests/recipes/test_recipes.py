@@ -197,7 +197,7 @@ def test_joint_brings_its_own_stage(program: Program, rows: None, no_wordnet: No
     assert [row["stage"] for row in job.lines("metrics.jsonl")] == ["constrained"] * 2
     used = job.json("config.json")["options"]["stages"]
     assert [stage["steps"] for stage in used] == [2]
-    own = laid_under({})["stages"][0]["rewards"]
+    own = laid_under({"policy": {"tuning": "full"}})["stages"][0]["rewards"]
     assert [reward["kind"] for reward in used[0]["rewards"]] == [one["kind"] for one in own]
     quality = next(reward for reward in used[0]["rewards"] if reward["kind"] == "rougeL")
     assert (quality["credit"], quality["gate"]) == ("all", None)

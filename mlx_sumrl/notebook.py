@@ -47,7 +47,7 @@ from mlx_sumrl.rollouts import LocalSampler, Sampling
 from mlx_sumrl.rollouts.answer_part import AnswerPart
 from mlx_sumrl.rollouts.long_summary import LongSummarizer, round_told
 from mlx_sumrl.training.peak_rate import with_rate
-from mlx_sumrl.training.stages import laid_under, what_is_left_out
+from mlx_sumrl.training.stages import laid_under, what_is_left_out, why_not_taught
 from mlx_sumrl.training.stopping import text_tokens
 from mlx_sumrl.training.trainer import Trainer
 
@@ -132,8 +132,8 @@ def train_grpo(
         name: room.model_dump(exclude_unset=True) if isinstance(room, BaseModel) else room
         for name, room in options.items()
     }
-    laid = laid_under({**given, "policy": {"tuning": policy.options.tuning}})
-    config = with_rate(_run_config(policy, tree.merged(laid, given)), policy)
+    asked = {**given, "policy": {"tuning": policy.options.tuning}}
+    config = with_rate(_run_config(policy, tree.merged(laid_under(asked), given)), policy)
     read = text_tokens(config.length) if config.stopping else 0
     _check_context(policy, examples, max(config.sampling.max_tokens, read))
     for stage in config.stages:
@@ -141,8 +141,9 @@ def train_grpo(
     folder = RunFolder.create(config) if run is not None else None
     try:
         with progress or make_progress() as shown:
-            if left_out := what_is_left_out(config.stages):
-                shown.note(left_out)
+            for told in (why_not_taught(asked), what_is_left_out(config.stages)):
+                if told is not None:
+                    shown.note(told)
             trainer = Trainer(policy, config, run=folder, progress=shown)
             for phase in config.phases:
                 trainer.phase(phase, examples, examples)

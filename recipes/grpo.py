@@ -33,7 +33,7 @@ from mlx_sumrl.rollouts.answer_part import AnswerPart
 from mlx_sumrl.rollouts.types import NoSamplerError
 from mlx_sumrl.training.peak_rate import with_rate
 from mlx_sumrl.training.preparation import Prepared, prepare
-from mlx_sumrl.training.stages import laid_under, what_is_left_out
+from mlx_sumrl.training.stages import Options, laid_under, what_is_left_out, why_not_taught
 from mlx_sumrl.training.trainer import Trainer
 from recipes.cluster_rollouts import HELP, rollouts_from
 from recipes.exporting import begin, export, how_to_share
@@ -42,12 +42,18 @@ from recipes.opened_run import opened
 
 def main(name: str, description: str, argv: Sequence[str] | None = None) -> None:
     """Parse the command line and do the job."""
+    to_tell: list[str | None] = []
+
+    def brought(given: Mapping[str, Any]) -> Options:
+        to_tell.append(why_not_taught(given))
+        return laid_under(given)
+
     command = parse_command(
         RunConfig,
         argv,
         prog=f"python -m recipes.{name}",
         description=description,
-        defaults=laid_under,
+        defaults=brought,
         extra={"cluster": HELP},
     )
     nodes = Path(command.extra["cluster"]) if "cluster" in command.extra else None
@@ -55,9 +61,10 @@ def main(name: str, description: str, argv: Sequence[str] | None = None) -> None
         for stage in command.run.stages:  # a reward that cannot be found is known before a folder is made
             build_rewards(stage, command.run.length)
     config, run = opened(command, RunConfig)
+    to_tell.append(what_is_left_out(config.stages))
     with run, make_progress() as progress:
         try:
-            train(config, run, progress, nodes, what_is_left_out(config.stages))
+            train(config, run, progress, nodes, [told for told in to_tell if told is not None])
         except (KeyboardInterrupt, NoSamplerError):
             progress.finish()
             cluster = f" --cluster {shlex.quote(str(nodes))}" if nodes else ""
@@ -73,12 +80,12 @@ def train(
     run: RunFolder,
     progress: Progress,
     nodes: Path | None = None,
-    to_tell: str | None = None,
+    to_tell: Sequence[str] = (),
 ) -> None:
     """Everything; rollouts come from the workers of ``nodes`` where there are some."""
     prepared = prepare(config, run.path, progress.note)
-    if to_tell is not None:
-        progress.note(to_tell)
+    for told in to_tell:
+        progress.note(told)
     if (known := with_rate(config, prepared.policy)) != config:
         config = known
         run.keep_options(config)

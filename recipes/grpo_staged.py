@@ -1,4 +1,4 @@
-"""Good summaries of an asked length, in the stages of your own or in the one that won: GRPO.
+"""Good summaries of an asked length, in stages of your own or in those that won: GRPO.
 
 python -m recipes.grpo_staged --config recipes/configs/quickstart.yaml
 python -m recipes.grpo_staged --resume runs/quickstart

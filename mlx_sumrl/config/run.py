@@ -57,12 +57,13 @@ class RunConfig(NamedRunConfig):
     sampling: SamplingConfig = SamplingConfig()
     sft: SftConfig | None = None
     stopping: StoppingConfig | None = None
-    """Learning when to stop, after `sft` and before the stages, between two, or after them; null leaves it out."""
+    """Learning when to stop, after `sft` and before the stages, between two, or after them; null leaves it out.
+    The recipes bring it with their own stages; null, without stages of your own, takes the one that does without it."""
     grpo: GrpoConfig = GrpoConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     stages: tuple[StageConfig, ...] = ()
     """The curriculum. Where it is left out the recipes bring the one that won, with defaults of its own for `sampling`,
-    `optimizer` and `grpo`; see mlx_sumrl.training.stages."""
+    `optimizer`, `grpo` and `stopping`, and another where that cannot be; see mlx_sumrl.training.stages."""
     scoring: ScoringConfig = ScoringConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     reporting: ReportingConfig = ReportingConfig()

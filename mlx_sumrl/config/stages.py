@@ -102,7 +102,8 @@ class StageConfig(Room):
         if self.learning_rate is not None and self.learning_rate_share != 1:
             raise ValueError(
                 f"stage {self.name!r} has learning_rate {self.learning_rate:g} and learning_rate_share "
-                f"{self.learning_rate_share:g}, which is a share of the run's: leave one of them out"
+                f"{self.learning_rate_share:g}, which is a share of the run's: leave one of them out, or "
+                "set the share to 1 where it comes with the recipe's own stages"
             )
         known = (*STEP_METRICS, *(f"reward/{label}" for label in labels))
         if self.until and self.until.metric not in known:

@@ -321,8 +321,10 @@ def _with(held: Any, path: tree.Path, value: Any, whole: tree.Path) -> Any:
     if isinstance(key, int):
         entries = list(held) if isinstance(held, list | tuple) else []
         if key >= len(entries):
+            names = [entry["name"] for entry in entries if isinstance(entry, Mapping) and "name" in entry]
+            named = f" ({', '.join(map(str, names))})" if names else ""
             raise UserError(
-                f"--{dotted(whole)} changes entry {key} of a list of {len(entries)}; entries count from 0; "
+                f"--{dotted(whole)} changes entry {key} of a list of {len(entries)}{named}; entries count from 0; "
                 f"one is added by giving the whole list, --{dotted(whole[: whole.index(key)])} '[...]'"
             )
         entries[key] = _with(entries[key], path[1:], value, whole)

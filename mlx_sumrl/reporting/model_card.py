@@ -61,10 +61,10 @@ class CardFacts:
 
 def facts_of(config: RunConfig | SftRunConfig, run: Path, step: int) -> CardFacts:
     """What the run in the folder ``run`` has written down, for the policy of ``step``."""
-    stages = [stage.name for stage in config.stages] if isinstance(config, RunConfig) else []
+    phases = [phase.name for phase in config.phases] if isinstance(config, RunConfig) else []
     evaluations = {
         name: content["summary"]
-        for name in ("before", "length-matched", *stages, "after")
+        for name in ("before", "length-matched", *phases, "after")
         if "summary" in (content := _read(run / "evaluation" / f"{name}.json"))
     }
     losses = [
@@ -207,9 +207,12 @@ def _options(config: RunConfig | SftRunConfig) -> dict[str, object]:
             f"{grpo.prompts_per_step} prompts x {grpo.group_size} completions a step, {grpo.loss}"
         )
         options["grpo.beta"] = f"{grpo.beta:g}"
-        for stage in config.stages:
-            rewards = ", ".join(f"{reward.label} x {reward.weight:g}" for reward in stage.rewards)
-            options[f"stage {stage.name}"] = f"at most {stage.steps} steps; {rewards}"
+        for phase in config.phases:
+            if isinstance(phase, StoppingConfig):
+                options[phase.name] = f"{phase.steps} supervised steps of when to stop"
+                continue
+            rewards = ", ".join(f"{reward.label} x {reward.weight:g}" for reward in phase.rewards)
+            options[f"stage {phase.name}"] = f"at most {phase.steps} steps; {rewards}"
     return options | {"seed": config.seed}
 
 

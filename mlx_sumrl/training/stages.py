@@ -90,13 +90,13 @@ def laid_under(given: Mapping[str, Any]) -> Options:
 
     When to stop is taught where that can be: one length for all, in tokens, counted from the first (a number that is
     told takes hundreds of steps more); and to adapters, since the small steps that full tuning takes by default would
-    teach it in no time worth waiting for; and where every token may be drawn, so that a reward can pay for stopping
-    alone; and where each reward is normalised by itself, since their weights are shares. Elsewhere, and where
-    ``stopping`` is given as null, it is `CONSTRAINED`.
+    teach it in no time worth waiting for, unless a room ``stopping`` asks for it; and where every token may be drawn,
+    so that a reward can pay for stopping alone; and where each reward is normalised by itself, since their weights are
+    shares. Elsewhere, and where ``stopping`` is given as null, it is `CONSTRAINED`.
     """
     if given.get("stages") is not None:
         return {}
-    own = CURRICULUM if _teaches_when_to_stop(given) else CONSTRAINED
+    own = CURRICULUM if _why_not_taught(given) is None else CONSTRAINED
     own = {**own, "stages": _payable(own["stages"], wordnet_is_there())}
     if "warmup_ratio" in _room(given, "optimizer"):
         own["optimizer"] = {name: value for name, value in own["optimizer"].items() if name != "warmup_steps"}
@@ -109,30 +109,41 @@ def _room(given: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return room if isinstance(room, Mapping) else {}
 
 
-def _teaches_when_to_stop(given: Mapping[str, Any]) -> bool:
-    """Values from a command line may be text still."""
+def why_not_taught(given: Mapping[str, Any]) -> str | None:
+    """A sentence where `laid_under` brings `CONSTRAINED`, which names the option that it is for."""
+    reason = _why_not_taught(given) if given.get("stages") is None else None
+    if reason is None:
+        return None
+    name = CONSTRAINED["stages"][0]["name"]
+    return f"the recipe's own stage is {name!r} here, in which when to stop is not taught, since {reason}"
 
-    def is_or_left_out(room: str, name: str, value: str | float) -> bool:
+
+def _why_not_taught(given: Mapping[str, Any]) -> str | None:
+    """What stands against `CURRICULUM`. Values from a command line may be text still."""
+
+    def other(room: str, name: str, value: str | float) -> str | None:
         found = _room(given, room).get(name, value)
-        if isinstance(value, str):
-            return bool(found == value)
         try:
-            return float(found) == value
+            same = found == value if isinstance(value, str) else float(found) == value
         except (TypeError, ValueError):  # validation will say
-            return True
+            same = True
+        return None if same else f"{room}.{name} is {found}"
 
-    left_out = "stopping" in given and given["stopping"] is None
-    one_length = not _room(given, "length").get("targets")
-    in_tokens = is_or_left_out("length", "unit", DEFAULT_LENGTH_UNIT)
-    of_the_whole = not _room(given, "answer").get("after")
-    adapters = _room(given, "policy").get("tuning") != "full"
-    from_all = is_or_left_out("sampling", "top_p", 1.0) and is_or_left_out("sampling", "top_k", 0.0)
-    by_shares = (
-        is_or_left_out("grpo", "normalize_rewards", "each")
-        and is_or_left_out("grpo", "scale_advantages", "group")
-        and _room(given, "grpo").get("loss") != "dr_grpo"
+    after = _room(given, "answer").get("after")
+    full = _room(given, "policy").get("tuning") == "full" and not isinstance(given.get("stopping"), Mapping)
+    reasons = (
+        "stopping is null" if "stopping" in given and given["stopping"] is None else None,
+        "length.targets asks for several lengths" if _room(given, "length").get("targets") else None,
+        other("length", "unit", DEFAULT_LENGTH_UNIT),
+        f"answer.after is {after!r}" if after else None,
+        "policy.tuning is full" if full else None,
+        other("sampling", "top_p", 1.0),
+        other("sampling", "top_k", 0.0),
+        other("grpo", "normalize_rewards", "each"),
+        other("grpo", "scale_advantages", "group"),
+        "grpo.loss is dr_grpo" if _room(given, "grpo").get("loss") == "dr_grpo" else None,
     )
-    return not left_out and one_length and in_tokens and of_the_whole and adapters and from_all and by_shares
+    return next((reason for reason in reasons if reason), None)
 
 
 def what_is_left_out(stages: Sequence[StageConfig]) -> str | None:

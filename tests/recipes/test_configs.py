@@ -136,10 +136,13 @@ class TestEveryConfig:
     @pytest.mark.parametrize("recipe", RECIPES)
     def test_no_stage_forgets_the_length(self, file: Path, recipe: str, parse: Parse) -> None:
         """Each pays for the length itself, and quality behind a gate, or beside a constraint that keeps the length, or
-        only for decisions that the length is not made of, or before the length is taught."""
+        only for decisions that the length is not made of, or before the length is taught and a stage that keeps it."""
         config = parse("--config", str(file), recipe=recipe)
         for stage in config.stages:
-            taught = config.stopping in config.phases[config.phases.index(stage) :]
+            taught = (
+                stage is not config.stages[-1]
+                and config.stopping in config.phases[config.phases.index(stage) :]
+            )
             rewards = {reward.label: reward for reward in stage.rewards}
             assert rewards["length"].weight > 0
             assert rewards["length"].gate is None

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 
 from mlx_sumrl.config import RunConfig, StageConfig, StudyConfig
+from mlx_sumrl.errors import UserError
 from mlx_sumrl.options.command_line import parse, parse_command
 from mlx_sumrl.training.peak_rate import peak_rate
 from mlx_sumrl.training.schedule import learning_rate
-from mlx_sumrl.training.stages import CONSTRAINED, CURRICULUM, laid_under, what_is_left_out
+from mlx_sumrl.training.stages import CONSTRAINED, CURRICULUM, laid_under, what_is_left_out, why_not_taught
 from recipes.study_plan import planned
 
 from .programs import LACKING, ROOT, Program, tiny_job, write_options
@@ -99,6 +102,44 @@ def test_without_wordnet_a_run_says_so_and_goes_on(program: Program, tmp_path: P
     assert {"command", "versions"} <= kept.keys()
 
 
+@pytest.mark.usefixtures("no_wordnet")
+def test_it_trains_by_default(program: Program, tmp_path: Path) -> None:
+    """All phases with an adapter, each evaluated; the card tells of all; going on adds nothing."""
+    adapter = {"tuning": "lora", "lora": {"rank": 2}}
+    config = write_options(tmp_path, tiny_job({"sft": None, "policy": adapter}))
+    few = ("--stages.0.steps", "2", "--stages.1.steps", "2", "--stopping.steps", "3")
+    ended = program("grpo_staged", "--config", config, *few)
+    assert (ended.code, ended.err) == (0, "")
+    assert "the recipe's own stage is" not in ended.out
+    run = tmp_path / "runs" / "job"
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [row["stage"] for row in rows] == ["joint"] * 2 + ["stopping"] * 3 + ["cool"] * 2
+    assert {"reward/length", "reward/rougeL"} < rows[0].keys()
+    assert {"reward/whole_sentences", "reward/whole_in_time", "reward/in_time"} < rows[-1].keys()
+    measured = {file.stem for file in (run / "evaluation").glob("*.json")}
+    assert {"before", "joint", "stopping", "cool", "final"} <= measured
+    card = (run / "export" / "model" / "README.md").read_text()
+    phases = ("joint", "stopping", "cool")
+    assert [name for name in phases if re.search(rf"^\| {name} \|", card, re.MULTILINE)] == [*phases]
+    assert re.search(r"3 supervised steps of when to stop", card)
+    again = program("grpo_staged", "--resume", str(run))
+    assert again.code == 0
+    assert (run / "metrics.jsonl").read_text().splitlines() == lines
+
+
+@pytest.mark.usefixtures("no_wordnet")
+def test_a_run_says_why_when_to_stop_is_not_taught(program: Program, tmp_path: Path) -> None:
+    config = write_options(tmp_path, tiny_job({"sft": None}))
+    ended = program("grpo_joint", "--config", config, "--stages.0.steps", "1")
+    assert ended.code == 0
+    said = " ".join(ended.out.split())
+    assert (
+        "stage is 'constrained' here, in which when to stop is not taught, since policy.tuning is full"
+        in said
+    )
+
+
 def test_with_wordnet_nothing_is_left_out(
     wordnet: None, shared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,32 +162,57 @@ class TestWhatIsGiven:
         assert own.sampling.temperature == CURRICULUM["sampling"]["temperature"]
         assert max(rates(own, own.stages[0])) == 0.25
 
+    def test_a_rate_for_a_stage_that_comes_with_a_share(self) -> None:
+        """The way out that is told is one."""
+        rate = ("--stages.1.learning_rate", "0.25")
+        with pytest.raises(UserError, match="set the share to 1 where it comes with the recipe's own stages"):
+            by_default(*rate)
+        own = by_default(*rate, "--stages.1.learning_rate_share", "1")
+        assert max(rates(own, own.stages[1])) == 0.25
+
     @pytest.mark.parametrize(
-        "argv",
+        ("argv", "reason"),
         [
-            ("--policy.tuning", "full"),
-            ("--length.unit", "words"),
-            ("--answer.after", "</think>"),
-            ("--stopping", "null"),
-            ("--sampling.top_k", "20"),
-            ("--sampling.top_p", "0.9"),
-            ("--length.targets", "[24, 48]"),
-            ("--grpo.loss", "dr_grpo"),
-            ("--grpo.scale_advantages", "none"),
-            ("--grpo.normalize_rewards", "sum"),
+            (("--policy.tuning", "full"), "policy.tuning is full"),
+            (("--length.unit", "words"), "length.unit is words"),
+            (("--answer.after", "</think>"), "answer.after is '</think>'"),
+            (("--stopping", "null"), "stopping is null"),
+            (("--sampling.top_k", "20"), "sampling.top_k is 20"),
+            (("--sampling.top_p", "0.9"), "sampling.top_p is 0.9"),
+            (("--length.targets", "[24, 48]"), "length.targets asks for several lengths"),
+            (("--grpo.loss", "dr_grpo"), "grpo.loss is dr_grpo"),
+            (("--grpo.scale_advantages", "none"), "grpo.scale_advantages is none"),
+            (("--grpo.normalize_rewards", "sum"), "grpo.normalize_rewards is sum"),
         ],
     )
-    def test_when_to_stop_is_taught_where_it_can_be(self, argv: tuple[str, str]) -> None:
-        """And where it is not, or no reward can pay for it alone, the share within is kept by rewards."""
-        assert by_default(*argv).stopping is None
-        assert [stage.name for stage in by_default(*argv).stages] == ["constrained"]
-        steps = by_default("--stopping.steps", "7")
-        assert steps.stopping is not None
-        assert (steps.stopping.steps, steps.stopping.when) == (7, "before")
-        assert by_default("--length.unit", "tokens", "--policy.tuning", "dora") == by_default(
-            "--policy.tuning", "dora"
-        )
-        assert by_default("--policy.tuning", "dora").stopping is not None
+    def test_where_it_cannot_be_taught(self, argv: tuple[str, str], reason: str) -> None:
+        """Or no reward can pay for it alone: the share within is kept by rewards, and the run says why."""
+        own = by_default(*argv)
+        assert own.stopping is None
+        assert [stage.name for stage in own.stages] == ["constrained"]
+        name, value = argv[0].removeprefix("--").split(".") if "." in argv[0] else ("stopping", "")
+        given = {name: {value: yaml.safe_load(argv[1])} if value else None}
+        said = why_not_taught(given)
+        assert said is not None
+        assert said.endswith(f"since {reason}")
+        assert why_not_taught(given | {"stages": [{"name": "mine"}]}) is None
+
+    def test_one_of_its_options(self) -> None:
+        """Which asks for it under full tuning, too."""
+        for tuning in ((), ("--policy.tuning", "full")):
+            own = by_default("--stopping.steps", "7", *tuning)
+            assert own.stopping is not None
+            assert (own.stopping.steps, own.stopping.when, own.stopping.stage) == (7, "before", "cool")
+            assert [stage.name for stage in own.stages] == ["joint", "cool"]
+        assert why_not_taught({"stopping": {"steps": 7}, "policy": {"tuning": "full"}}) is None
+
+    def test_every_kind_of_adapter(self) -> None:
+        dora = by_default("--policy.tuning", "dora")
+        assert (dora.stages, dora.stopping) == (by_default().stages, by_default().stopping)
+
+    def test_an_entry_that_is_not_there_names_those_that_are(self) -> None:
+        with pytest.raises(UserError, match=r"entry 1 of a list of 1 \(constrained\)"):
+            by_default("--policy.tuning", "full", "--stages.1.steps", "2")
 
     @pytest.mark.parametrize(
         "argv",
@@ -160,8 +226,9 @@ class TestWhatIsGiven:
         ],
     )
     def test_saying_what_holds_anyway_changes_nothing(self, argv: tuple[str, str]) -> None:
-        assert by_default(*argv).stages == by_default().stages
-        assert by_default(*argv).stopping == by_default().stopping
+        given, plain = by_default(*argv), by_default()
+        assert (given.stages, given.stopping) == (plain.stages, plain.stopping)
+        assert given.grpo.model_copy(update={"loss": plain.grpo.loss}) == plain.grpo
 
     @pytest.mark.parametrize("room", ["length", "sampling", "answer", "policy", "grpo", "optimizer"])
     def test_a_room_that_is_none_is_left_to_validation(self, room: str) -> None:

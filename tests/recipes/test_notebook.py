@@ -18,7 +18,7 @@ from mlx_sumrl import notebook as calls
 from mlx_sumrl.config import PolicyConfig, RunConfig
 from mlx_sumrl.data.sources import Row, Rows
 from mlx_sumrl.policy.tiny import train_tokenizer
-from mlx_sumrl.training.stages import CURRICULUM
+from mlx_sumrl.training.stages import CONSTRAINED, CURRICULUM
 
 nbformat = pytest.importorskip("nbformat")
 nbclient = pytest.importorskip("nbclient")
@@ -181,6 +181,7 @@ def test_the_code_for_a_real_model_is_right(tmp_path: Path, monkeypatch: pytest.
         def phase(self, phase: Any, examples: Any, shortened: Any) -> None:
             assert shortened is examples, "their prompts are what they are"
             asked["stages"].append((phase.name, phase.steps))
+            asked["examples"] = examples
             assert "64 tokens" in examples[0].prompt
 
     def export_adapter(policy: Any, folder: str) -> None:
@@ -213,3 +214,8 @@ def test_the_code_for_a_real_model_is_right(tmp_path: Path, monkeypatch: pytest.
     assert config.optimizer.schedule == CURRICULUM["optimizer"]["schedule"]
     assert config.optimizer.learning_rate == pytest.approx(2e-3 * (256 / 896) ** 0.5)
     assert (tmp_path / "runs" / "reddit" / "config.json").is_file()
+
+    asked["stages"].clear()
+    whole = load(PolicyConfig(model="a/model", tuning="full"))
+    names["train_grpo"](whole, asked["examples"])
+    assert asked["stages"] == [(stage["name"], stage["steps"]) for stage in CONSTRAINED["stages"]]

@@ -185,7 +185,9 @@ def test_staged_from_start_to_end(staged: Job, program: Program, tmp_path: Path)
     assert [name for name in after if after[name] != before[name]] in ([], [".lock"])
 
 
-def test_joint_brings_its_own_stage(program: Program, rows: None, no_wordnet: None, tmp_path: Path) -> None:
+def test_joint_with_full_tuning_brings_its_own_stage(
+    program: Program, rows: None, no_wordnet: None, tmp_path: Path
+) -> None:
     """Without METEOR, since the processes that would score it have no WordNet here."""
     config = write_options(tmp_path, tiny_job({**CHANGES, "sft": None}))
     job = Job(

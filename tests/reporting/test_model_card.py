@@ -125,6 +125,18 @@ def test_held_out_numbers_of_a_staged_run(tmp_path: Path) -> None:
     assert "| stage quality | at most 3 steps; length x 1 |" in card.text
 
 
+def test_when_to_stop_after_the_stages_is_what_was_measured_last(tmp_path: Path) -> None:
+    stages = [{"name": "length", "steps": 3, "rewards": [{"kind": "length"}]}]
+    options = {"policy": {"model": "o/m"}, "stages": stages, "stopping": {"steps": 5, "when": "after"}}
+    config = RunConfig.model_validate(options | {"data": {"train": "xsum", "evaluation": "xsum"}})
+    measured(tmp_path, "length", {"summary": SUMMARY | {"rougeL": 0.25}})
+    measured(tmp_path, "stopping", {"summary": SUMMARY})
+    card = card_of(config, tmp_path)
+    assert "| stopping | 5 supervised steps of when to stop |" in card.text
+    found = {one.metric_type: one.metric_value for one in card.data.eval_results}
+    assert found["rougeL"] == 33.33, "not that of the last stage"
+
+
 def test_without_numbers_it_says_so(tmp_path: Path) -> None:
     (tmp_path / FILE).write_text('{"base_model": "half a fi')
     assert "None were measured." in card_of(supervised(), tmp_path).text

@@ -53,7 +53,7 @@ CURRICULUM: Options = {
                 },
                 {"kind": "repetition", "ngram": 2, "ngram_of": "words", "credit": "content"},
                 {"kind": "rougeL", "credit": "content", "weight": 3.0},
-                {"kind": "meteor", "credit": "content", "weight": 1.0},
+                {"kind": "meteor", "credit": "content", "weight": 2.0},
             ],
         },
     ],

@@ -4,7 +4,8 @@ What stands here won the study of ``docs/study.md`` (`decoupled` in ``recipes/co
 that both are the same): the length and quality from the first step, each reward normalised within its group by itself,
 so that quality is not drowned by the length, which varies most until it is met; then when to stop, which is taught and
 not paid for; then the same rewards near temperature 0, where greedy decoding's loops are, with a price on them: there
-the length pays for stopping alone, and quality for what is said. Where when to stop cannot be taught, `constrained` is
+the length pays for when to stop (and being within it for what is said, too), quality for what is said. Where when to
+stop cannot be taught, `constrained` is
 what won among the others: quality, a price for repeats, and the share within the asked length kept at a level by a
 weight that adapts. No stage of either is without the length or without quality, so `recipes.grpo_staged` and
 `recipes.grpo_joint` begin from the same.

@@ -45,7 +45,7 @@ CURRICULUM: Options = {
                 {"kind": "length", "credit": "stop"},
                 {"kind": "within", "credit": "stop", "margin": 2},
                 {"kind": "within", "name": "in_time", "credit": "content", "margin": 2},
-                {"kind": "whole_sentences", "credit": "content"},
+                {"kind": "whole_sentences", "credit": "content", "weight": 2.0},
                 {
                     "kind": "whole_sentences",
                     "name": "whole_in_time",

@@ -134,8 +134,7 @@ def train_grpo(
     }
     asked = {**given, "policy": {"tuning": policy.options.tuning}}
     config = with_rate(_run_config(policy, tree.merged(laid_under(asked), given)), policy)
-    read = text_tokens(config.length) if config.stopping else 0
-    _check_context(policy, examples, max(config.sampling.max_tokens, read))
+    _check_context(policy, examples, config)
     for stage in config.stages:
         build_rewards(stage, config.length)
     folder = RunFolder.create(config) if run is not None else None
@@ -251,13 +250,24 @@ def _check_examples(examples: Sequence[Example], purpose: str) -> None:
         raise UserError(f"there are no examples to {purpose}: the list is empty")
 
 
-def _check_context(policy: Policy, examples: Sequence[Example], max_tokens: int) -> None:
-    longest = max(len(example.prompt_ids) for example in examples)
-    if policy.context is not None and longest + max_tokens > policy.context:
+def _check_context(policy: Policy, examples: Sequence[Example], config: RunConfig) -> None:
+    prompt = max(len(example.prompt_ids) for example in examples)
+    if policy.context is None:
+        return
+    sampled = config.sampling.max_tokens
+    if prompt + sampled > policy.context:
         raise UserError(
-            f"the longest prompt has {longest} tokens and sampling.max_tokens is {max_tokens}; {policy.source} "
+            f"the longest prompt has {prompt} tokens and sampling.max_tokens is {sampled}; {policy.source} "
             f"reads {policy.context} together: lower one of them, or load the examples with max_prompt_tokens="
-            f"{max(policy.context - max_tokens, 1)}"
+            f"{max(policy.context - sampled, 1)}"
+        )
+    text = text_tokens(config.length)
+    if config.stopping is not None and prompt + text > policy.context:
+        fewer = policy.context - text
+        way_out = f"load the examples with max_prompt_tokens={fewer}, or " if fewer > 0 else ""
+        raise UserError(
+            f"the longest prompt has {prompt} tokens and the texts that stopping is learned from have {text}, longer "
+            f"than {config.length}; {policy.source} reads {policy.context} together: {way_out}give stopping=None"
         )
 
 

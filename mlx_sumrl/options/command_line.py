@@ -291,7 +291,10 @@ def _validated(
         raise UserError(
             f"unknown option {dotted(path)} (value {value}) in {config}; {suggestion(model, path)}"
         )
-    values = tree.merged(copy.deepcopy(dict(defaults)), from_file)
+    # What the file switches off and the command line on again begins from the defaults, as if the file were silent.
+    on_again = {path[0] for path, value in overrides.items() if len(path) > 1 or value is not None}
+    said = {name: value for name, value in from_file.items() if value is not None or name not in on_again}
+    values = tree.merged(copy.deepcopy(dict(defaults)), said)
     for path, value in overrides.items():
         for below in tree.unknown_keys(tree.type_at(model, path), value):
             raise UserError(

@@ -238,3 +238,16 @@ class TestWhatIsGiven:
         own = by_default("--optimizer.warmup_ratio", "0.1")
         assert (own.optimizer.warmup_steps, own.optimizer.warmup_ratio) == (0, 0.1)
         assert own.optimizer.schedule == CURRICULUM["optimizer"]["schedule"]
+
+
+def test_what_a_file_switches_off_and_the_command_line_on_again_is_the_recipes_own(tmp_path: Path) -> None:
+    file = tmp_path / "off.yaml"
+    file.write_text("stopping: null\n")
+    off = by_default("--config", str(file))
+    assert [phase.name for phase in off.phases] == ["constrained"]
+    on = by_default("--config", str(file), "--stopping.steps", "7", "--stages.0.steps", "3")
+    own = by_default("--stopping.steps", "7", "--stages.0.steps", "3")
+    assert [(phase.name, phase.steps) for phase in on.phases] == [("joint", 3), ("stopping", 7), ("cool", 40)]
+    assert (on.stopping, on.stages) == (own.stopping, own.stages)
+    again = by_default("--config", str(file), "--stopping.steps", "7", "--stopping", "null")
+    assert [phase.name for phase in again.phases] == ["constrained"]

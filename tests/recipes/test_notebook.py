@@ -15,10 +15,12 @@ import pytest
 
 import mlx_sumrl
 from mlx_sumrl import notebook as calls
-from mlx_sumrl.config import PolicyConfig, RunConfig
+from mlx_sumrl.config import LengthConfig, PolicyConfig, RunConfig
 from mlx_sumrl.data.sources import Row, Rows
+from mlx_sumrl.errors import UserError
 from mlx_sumrl.policy.tiny import train_tokenizer
 from mlx_sumrl.training.stages import CONSTRAINED, CURRICULUM
+from mlx_sumrl.training.stopping import text_tokens
 
 nbformat = pytest.importorskip("nbformat")
 nbclient = pytest.importorskip("nbclient")
@@ -219,3 +221,15 @@ def test_the_code_for_a_real_model_is_right(tmp_path: Path, monkeypatch: pytest.
     whole = load(PolicyConfig(model="a/model", tuning="full"))
     names["train_grpo"](whole, asked["examples"])
     assert asked["stages"] == [(stage["name"], stage["steps"]) for stage in CONSTRAINED["stages"]]
+
+    tight = load(PolicyConfig(model="a/model"))
+    longest = max(len(example.prompt_ids) for example in asked["examples"])
+    taught = text_tokens(LengthConfig())
+    tight.context = longest + taught - 1
+    asked["stages"].clear()
+    with pytest.raises(UserError, match="the texts that stopping is learned from") as error:
+        names["train_grpo"](tight, asked["examples"], sampling={"max_tokens": taught - 3})
+    assert f"max_prompt_tokens={longest - 1}, or give stopping=None" in str(error.value)
+    assert asked["stages"] == []
+    names["train_grpo"](tight, asked["examples"], sampling={"max_tokens": taught - 3}, stopping=None)
+    assert [name for name, _ in asked["stages"]] == ["constrained"]

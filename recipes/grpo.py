@@ -1,5 +1,5 @@
-"""The whole job, shared by `recipes.grpo_staged` and `recipes.grpo_joint`: they differ in name alone, as long as a
-configuration does not bring stages of its own.
+"""The whole job, shared by `recipes.grpo_staged` and `recipes.grpo_joint`, which differ in the stages that they bring
+where the options name none (`mlx_sumrl.training.stages`), and in nothing else.
 
 prepare -> (supervised fine-tuning) -> evaluate -> each phase, evaluated after it -> export -> table and samples.
 With ``--resume runs/NAME`` every part that is already on disk is taken from there.
@@ -40,13 +40,14 @@ from recipes.exporting import begin, export, how_to_share
 from recipes.opened_run import opened
 
 
-def main(name: str, description: str, argv: Sequence[str] | None = None) -> None:
-    """Parse the command line and do the job."""
+def main(name: str, description: str, argv: Sequence[str] | None = None, *, staged: bool = True) -> None:
+    """Parse the command line and do the job; not ``staged`` brings one stage where the options name none."""
     to_tell: list[str | None] = []
 
     def brought(given: Mapping[str, Any]) -> Options:
-        to_tell.append(why_not_taught(given))
-        return laid_under(given)
+        if staged:
+            to_tell.append(why_not_taught(given))
+        return laid_under(given, staged=staged)
 
     command = parse_command(
         RunConfig,

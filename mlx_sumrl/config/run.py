@@ -43,7 +43,7 @@ class EvaluationConfig(Room):
     samples: int = Field(default=3, ge=0)
     """Sample summaries shown at the end."""
     length_matched_baseline: bool = False
-    """Also evaluate the untrained policy made to write exactly `length.target` tokens."""
+    """Also evaluate the policy before any reward, made to write exactly `length.target` tokens."""
 
 
 class RunConfig(NamedRunConfig):

@@ -100,9 +100,10 @@ class SftConfig(Room):
 
 
 class StoppingOptimizerConfig(OptimizerConfig):
-    """The same optimiser with the schedule that learning to count bears. Without a learning rate of its own it has the
-    run's, where that is of the same `kind`."""
+    """The same optimiser with the schedule that learning to count bears."""
 
+    learning_rate: float | None = Field(default=None, gt=0)
+    """Peak step size; null takes the run's where that is of the same `kind`, and what the tuning bears otherwise."""
     schedule: Schedule = "stable_decay"
     """As elsewhere: whether a number is understood comes all at once, after a while at the full rate."""
     warmup_steps: int = Field(default=10, ge=0)

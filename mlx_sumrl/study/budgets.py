@@ -1,7 +1,7 @@
 """What each method may train on, and what its runs did: steps, rollouts, tokens. Never imports mlx.
 
 A budget is counted in rollouts that are paid for, since that is what costs: stage steps x prompts x completions of
-each. Supervised steps before the stages are counted apart.
+each. Supervised steps beside the stages are counted apart.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Budget:
     tokens: int | None = None
     """Of these completions, stop tokens counted; None where nothing has been sampled yet."""
     supervised_steps: int = 0
-    """Before the stages."""
+    """Beside the stages."""
 
 
 def allowed(config: RunConfig) -> Budget:

@@ -3,12 +3,12 @@
 What stands here won the study of ``docs/study.md`` (`decoupled` in ``recipes/configs/study.yaml``; a test holds
 that both are the same): the length and quality from the first step, each reward normalised within its group by itself,
 so that quality is not drowned by the length, which varies most until it is met; then when to stop, which is taught and
-not paid for; then the same rewards near temperature 0, where greedy decoding's loops are, with a price on them: there
-the length pays for when to stop (and being within it for what is said, too), quality for what is said. Where when to
-stop cannot be taught, `constrained` is
-what won among the others: quality, a price for repeats, and the share within the asked length kept at a level by a
-weight that adapts. No stage of either is without the length or without quality, so `recipes.grpo_staged` and
-`recipes.grpo_joint` begin from the same.
+not paid for; then near temperature 0, where greedy decoding's loops are: the length pays for when to stop, quality and
+a price on word pairs said again for what is said, whole sentences and being in time for both.
+
+`constrained` is what won among the others, in one stage and from rewards alone: quality, a price for repeats, and the
+share within the asked length kept at a level by a weight that adapts. It is what `recipes.grpo_joint` brings, and takes
+the other's place where when to stop is not taught. No stage of either is without the length or without quality.
 """
 
 from __future__ import annotations
@@ -80,24 +80,24 @@ CONSTRAINED: Options = {
         }
     ],
 }
-"""What takes its place where when to stop is not taught."""
+"""In one stage, length and quality together; what takes its place where when to stop is not taught."""
 
 
-def laid_under(given: Mapping[str, Any]) -> Options:
-    """What lies under the options that a user has ``given``.
+def laid_under(given: Mapping[str, Any], *, staged: bool = True) -> Options:
+    """What lies under the options that a user has ``given``; not ``staged`` is `CONSTRAINED`.
 
     The curriculum where they have no stages, and nothing where they have: its temperature, schedule and KL were made
     for its own stages. Where there is no WordNet, METEOR's weight goes to ROUGE-L.
 
     When to stop is taught where that can be: one length for all, in tokens, counted from the first (a number that is
     told takes hundreds of steps more); and to adapters, since the small steps that full tuning takes by default would
-    teach it in no time worth waiting for, unless a room ``stopping`` asks for it; and where every token may be drawn,
-    so that a reward can pay for stopping alone; and where each reward is normalised by itself, since their weights are
-    shares. Elsewhere, and where ``stopping`` is given as null, it is `CONSTRAINED`.
+    not teach it in any time worth waiting for, unless a room ``stopping`` asks for it; and where every token may be
+    drawn, so that a reward can pay for stopping alone; and where each reward is normalised by itself, since their
+    weights are shares. Elsewhere, and where ``stopping`` is given as null, it is `CONSTRAINED`.
     """
     if given.get("stages") is not None:
         return {}
-    own = CURRICULUM if _why_not_taught(given) is None else CONSTRAINED
+    own = CURRICULUM if staged and _why_not_taught(given) is None else CONSTRAINED
     own = {**own, "stages": _payable(own["stages"], wordnet_is_there())}
     if "warmup_ratio" in _room(given, "optimizer"):
         own["optimizer"] = {name: value for name, value in own["optimizer"].items() if name != "warmup_steps"}
@@ -116,7 +116,9 @@ def why_not_taught(given: Mapping[str, Any]) -> str | None:
     if reason is None:
         return None
     name = CONSTRAINED["stages"][0]["name"]
-    return f"the recipe's own stage is {name!r} here, in which when to stop is not taught, since {reason}"
+    apart = isinstance(given.get("stopping"), Mapping)  # taught all the same, beside a stage not made for it
+    untaught = "" if apart else ", in which when to stop is not taught"
+    return f"the recipe's own stage is {name!r} here{untaught}, since {reason}"
 
 
 def _why_not_taught(given: Mapping[str, Any]) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -131,7 +132,7 @@ def test_it_trains_by_default(program: Program, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("no_wordnet")
 def test_a_run_says_why_when_to_stop_is_not_taught(program: Program, tmp_path: Path) -> None:
     config = write_options(tmp_path, tiny_job({"sft": None}))
-    ended = program("grpo_joint", "--config", config, "--stages.0.steps", "1")
+    ended = program("grpo_staged", "--config", config, "--stages.0.steps", "1")
     assert ended.code == 0
     said = " ".join(ended.out.split())
     assert (
@@ -205,6 +206,31 @@ class TestWhatIsGiven:
             assert (own.stopping.steps, own.stopping.when, own.stopping.stage) == (7, "before", "cool")
             assert [stage.name for stage in own.stages] == ["joint", "cool"]
         assert why_not_taught({"stopping": {"steps": 7}, "policy": {"tuning": "full"}}) is None
+
+    def test_taught_beside_a_stage_that_was_not_made_for_it(self) -> None:
+        """Where it is asked for, and the curriculum that has it cannot be."""
+        own = by_default("--stopping.steps", "7", "--length.targets", "[24, 48]")
+        assert [phase.name for phase in own.phases] == ["stopping", "constrained"]
+        said = why_not_taught({"stopping": {"steps": 7}, "length": {"targets": [24, 48]}})
+        assert (
+            said
+            == "the recipe's own stage is 'constrained' here, since length.targets asks for several lengths"
+        )
+
+    def test_joint_has_one_stage(self) -> None:
+        argv = ["--policy.model", "models/mine", "--data.train", "rows.jsonl"]
+
+        def brought(given: Mapping[str, Any]) -> dict[str, Any]:
+            return laid_under(given, staged=False)
+
+        joint = parse(RunConfig, argv, prog="", description="", defaults=brought)
+        assert [phase.name for phase in joint.phases] == ["constrained"]
+        untaught = by_default("--stopping", "null")
+        assert (joint.stages, joint.sampling, joint.grpo) == (
+            untaught.stages,
+            untaught.sampling,
+            untaught.grpo,
+        )
 
     def test_every_kind_of_adapter(self) -> None:
         dora = by_default("--policy.tuning", "dora")

@@ -159,52 +159,71 @@ def check_table(shown: str, probe: Mapping[str, Any]) -> None:
         assert numbers[:3] == pytest.approx(expected, abs=0.051)
 
 
-def test_the_code_for_a_real_model_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last section runs with stand-ins for what needs a network: its names and options are real ones."""
-    text = next(cell.source for cell in read().cells if cell.id == "real")
-    block = re.search(r"```python\n(.*?)```", text, re.DOTALL)
-    assert block is not None
-    asked: dict[str, Any] = {"splits": [], "stages": []}
+class StandIns:
+    """For what needs a network: a real model, its rows, and training it. Keeps what it was asked for."""
 
-    def load(options: PolicyConfig) -> Any:
-        tokenizer = train_tokenizer([text], 300)
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.splits: list[tuple[str, str]] = []
+        self.stages: list[tuple[str, int]] = []
+        self.export: str | None = None
+        self.config: Any = None
+        self.examples: Any = None
+        asked = self
+
+        class Trainer:
+            def __init__(self, policy: Any, config: RunConfig, **others: Any) -> None:
+                asked.config = config
+
+            def phase(self, phase: Any, examples: Any, shortened: Any) -> None:
+                assert shortened is examples, "their prompts are what they are"
+                asked.stages.append((phase.name, phase.steps))
+                asked.examples = examples
+
+        monkeypatch.setattr(calls, "load_with_options", self.load)
+        monkeypatch.setattr(calls, "read_rows", self.rows)
+        monkeypatch.setattr(calls, "Trainer", Trainer)
+        monkeypatch.setattr(
+            calls, "evaluate_sampler", lambda sampler, examples, length, *rest, **others: length
+        )
+        monkeypatch.setattr(mlx_sumrl, "export_adapter", self.export_adapter, raising=False)
+        self.names = {
+            name: getattr(mlx_sumrl, name)
+            for name in ("evaluate", "load_examples", "load_policy", "train_grpo")
+        }
+
+    def load(self, options: PolicyConfig, context: int = 32768) -> Any:
+        tokenizer = train_tokenizer([real_section()], 300)
         return SimpleNamespace(
-            options=options, tokenizer=tokenizer, context=32768, source=options.model, width=896
+            options=options, tokenizer=tokenizer, context=context, source=options.model, width=896
         )
 
-    def rows(name: str, split: str, limit: int | None) -> Rows:
-        asked["splits"].append((name, split))
+    def rows(self, name: str, split: str, limit: int | None) -> Rows:
+        self.splits.append((name, split))
         return Rows(name, [Row(f"{split}:1", {"prompt": "A post.", "completion": "A summary."})])
 
-    class Trainer:
-        def __init__(self, policy: Any, config: RunConfig, **others: Any) -> None:
-            asked["config"] = config
+    def export_adapter(self, policy: Any, folder: str) -> None:
+        self.export = folder
 
-        def phase(self, phase: Any, examples: Any, shortened: Any) -> None:
-            assert shortened is examples, "their prompts are what they are"
-            asked["stages"].append((phase.name, phase.steps))
-            asked["examples"] = examples
-            assert "64 tokens" in examples[0].prompt
 
-    def export_adapter(policy: Any, folder: str) -> None:
-        asked["export"] = folder
+def real_section() -> str:
+    return str(next(cell.source for cell in read().cells if cell.id == "real"))
 
+
+def test_the_code_for_a_real_model_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last section runs with stand-ins for what needs a network: its names and options are real ones."""
+    block = re.search(r"```python\n(.*?)```", real_section(), re.DOTALL)
+    assert block is not None
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(calls, "load_with_options", load)
-    monkeypatch.setattr(calls, "read_rows", rows)
-    monkeypatch.setattr(calls, "Trainer", Trainer)
-    monkeypatch.setattr(calls, "evaluate_sampler", lambda sampler, examples, length, *rest, **others: length)
-    monkeypatch.setattr(mlx_sumrl, "export_adapter", export_adapter, raising=False)
-    names = {
-        name: getattr(mlx_sumrl, name) for name in ("evaluate", "load_examples", "load_policy", "train_grpo")
-    }
+    asked = StandIns(monkeypatch)
+    names: dict[str, Any] = asked.names
     exec(compile(block[1], "real", "exec"), names)
 
-    assert asked["splits"] == [("mlabonne/smoltldr", "train"), ("mlabonne/smoltldr", "validation")]
+    assert asked.splits == [("mlabonne/smoltldr", "train"), ("mlabonne/smoltldr", "validation")]
     first, last = ((stage["name"], stage["steps"]) for stage in CURRICULUM["stages"])
-    assert asked["stages"] == [first, ("stopping", CURRICULUM["stopping"]["steps"]), last]
-    assert asked["export"] == "reddit-adapter"
-    config = asked["config"]
+    assert asked.stages == [first, ("stopping", CURRICULUM["stopping"]["steps"]), last]
+    assert "64 tokens" in asked.examples[0].prompt
+    assert asked.export == "reddit-adapter"
+    config = asked.config
     assert (config.length.target, config.length.tolerance) == (
         names["after"].target,
         names["after"].tolerance,
@@ -217,19 +236,26 @@ def test_the_code_for_a_real_model_is_right(tmp_path: Path, monkeypatch: pytest.
     assert config.optimizer.learning_rate == pytest.approx(2e-3 * (256 / 896) ** 0.5)
     assert (tmp_path / "runs" / "reddit" / "config.json").is_file()
 
-    asked["stages"].clear()
-    whole = load(PolicyConfig(model="a/model", tuning="full"))
-    names["train_grpo"](whole, asked["examples"])
-    assert asked["stages"] == [(stage["name"], stage["steps"]) for stage in CONSTRAINED["stages"]]
 
-    tight = load(PolicyConfig(model="a/model"))
-    longest = max(len(example.prompt_ids) for example in asked["examples"])
+def test_what_cannot_be_taught_when_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Full tuning takes the stage without it; too little context for its texts is refused, with a way out."""
+    monkeypatch.chdir(tmp_path)
+    asked = StandIns(monkeypatch)
+    policy = asked.load(PolicyConfig(model="a/model"))
+    examples = asked.names["load_examples"](
+        "mlabonne/smoltldr", policy, document_column="prompt", reference_column="completion"
+    )
+    asked.names["train_grpo"](asked.load(PolicyConfig(model="a/model", tuning="full")), examples)
+    without = [(stage["name"], stage["steps"]) for stage in CONSTRAINED["stages"]]
+    assert asked.stages == without
+
+    longest = max(len(example.prompt_ids) for example in examples)
     taught = text_tokens(LengthConfig())
-    tight.context = longest + taught - 1
-    asked["stages"].clear()
+    tight = asked.load(PolicyConfig(model="a/model"), context=longest + taught - 1)
+    asked.stages.clear()
     with pytest.raises(UserError, match="the texts that stopping is learned from") as error:
-        names["train_grpo"](tight, asked["examples"], sampling={"max_tokens": taught - 3})
+        asked.names["train_grpo"](tight, examples, sampling={"max_tokens": taught - 3})
     assert f"max_prompt_tokens={longest - 1}, or give stopping=None" in str(error.value)
-    assert asked["stages"] == []
-    names["train_grpo"](tight, asked["examples"], sampling={"max_tokens": taught - 3}, stopping=None)
-    assert [name for name, _ in asked["stages"]] == ["constrained"]
+    assert asked.stages == []
+    asked.names["train_grpo"](tight, examples, sampling={"max_tokens": taught - 3}, stopping=None)
+    assert asked.stages == without

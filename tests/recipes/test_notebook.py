@@ -167,7 +167,7 @@ class StandIns:
         self.stages: list[tuple[str, int]] = []
         self.export: str | None = None
         self.config: Any = None
-        self.examples: Any = None
+        self.prompts: list[str] = []
         asked = self
 
         class Trainer:
@@ -177,7 +177,7 @@ class StandIns:
             def phase(self, phase: Any, examples: Any, shortened: Any) -> None:
                 assert shortened is examples, "their prompts are what they are"
                 asked.stages.append((phase.name, phase.steps))
-                asked.examples = examples
+                asked.prompts.append(examples[0].prompt)
 
         monkeypatch.setattr(calls, "load_with_options", self.load)
         monkeypatch.setattr(calls, "read_rows", self.rows)
@@ -221,7 +221,7 @@ def test_the_code_for_a_real_model_is_right(tmp_path: Path, monkeypatch: pytest.
     assert asked.splits == [("mlabonne/smoltldr", "train"), ("mlabonne/smoltldr", "validation")]
     first, last = ((stage["name"], stage["steps"]) for stage in CURRICULUM["stages"])
     assert asked.stages == [first, ("stopping", CURRICULUM["stopping"]["steps"]), last]
-    assert "64 tokens" in asked.examples[0].prompt
+    assert ["64 tokens" in prompt for prompt in asked.prompts] == [True] * 3
     assert asked.export == "reddit-adapter"
     config = asked.config
     assert (config.length.target, config.length.tolerance) == (
